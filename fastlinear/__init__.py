@@ -1,0 +1,28 @@
+"""fastlinear: a fully-connected (Linear) layer for Python on CPUs, with its gradients."""
+
+import os
+
+from fastlinear import _dispatch, _threads
+
+isa: str = _dispatch.choose(os.environ.get("FASTLINEAR_ISA"))
+"""The instruction set in use: "avx512", "avx2", "baseline" (NEON on Arm) or "reference"."""
+_dispatch.use(isa)
+_threads.initialise()
+
+from fastlinear import reference  # noqa: E402
+from fastlinear._config import show_config  # noqa: E402
+from fastlinear._threads import get_num_threads, set_num_threads  # noqa: E402
+from fastlinear._verify import verify  # noqa: E402
+from fastlinear._version import __version__  # noqa: E402
+from fastlinear.linear import Linear  # noqa: E402
+
+__all__ = [
+    "Linear",
+    "__version__",
+    "get_num_threads",
+    "isa",
+    "reference",
+    "set_num_threads",
+    "show_config",
+    "verify",
+]

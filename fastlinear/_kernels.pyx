@@ -1,0 +1,417 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: freethreading_compatible=False
+"""The kernels of a fully-connected layer. All matrices are row-major and contiguous, a row of x is one example.
+
+    forward       out[b, o]   = sum_i x[b, i] weight[o, i] + bias[o]          out (batch, out)     BLAS: gemm, gemv
+    grad_input    out[b, i]   = sum_o grad_output[b, o] weight[o, i]          out (batch, in)      BLAS: gemm, gemv^T
+    grad_weight   out[o, i]  += sum_b scale grad_output[b, o] x[b, i]         out (out, in)        BLAS: gemm, ger
+    grad_bias     out[o]     += sum_b scale grad_output[b, o]                 out (out,)
+    update        grad_input, then grad_weight and grad_bias with scale = -lr into weight and bias
+    step          parameter  -= lr gradient                                                       BLAS: axpy
+
+b runs over the batch (BLAS's m), o over out_features (n), i over in_features (k). The register tiles are in _tile.h;
+here are the loops around them, which choose what stays in which cache and what each thread does. They divide the
+outputs among tiles, blocks and threads in any way that is fast, but the order in which one output's terms are added
+is fixed by K_BLOCK, O_BLOCK and the tiles alone, so no result depends on the batch, the threads or the vector width.
+
+setup.py compiles this file once for each instruction set, with nothing but flags and the module's name differing.
+"""
+from cpython.pycapsule cimport PyCapsule_New
+from cython.parallel cimport prange
+
+from fastlinear._table cimport KernelTable
+
+ctypedef fused real:
+    float
+    double
+
+cdef extern from "_tile.h" nogil:
+    const int DOT_ROWS, AXPY_ROWS, AXPY_COLS, VECTOR_BYTES
+    const int DOT_COLS[]
+    ctypedef enum axpy_mode "enum axpy_mode":
+        AXPY_CONTINUE, AXPY_START, AXPY_ADD
+    void dot_f32(int, int, const float*, Py_ssize_t, const float*, Py_ssize_t, Py_ssize_t,
+                 float*, Py_ssize_t, const float*, bint)
+    void dot_f64(int, int, const double*, Py_ssize_t, const double*, Py_ssize_t, Py_ssize_t,
+                 double*, Py_ssize_t, const double*, bint)
+    void axpy_f32(int, int, Py_ssize_t, const float*, Py_ssize_t, Py_ssize_t, const float*, Py_ssize_t,
+                  float*, Py_ssize_t, axpy_mode)
+    void axpy_f64(int, int, Py_ssize_t, const double*, Py_ssize_t, Py_ssize_t, const double*, Py_ssize_t,
+                  double*, Py_ssize_t, axpy_mode)
+
+cdef enum:
+    # These two are part of the contract on bits: they say where a sum is cut.
+    K_BLOCK_BYTES = 4096   # forward: a block of k. 5 rows of W fill 20 KiB of L1; blocks of 1 KiB cost 25 %, for each
+                           # block ends in a sum over lanes
+    O_BLOCK = 256          # grad_input: a block of o, which bounds the error of a long one-signed sum like a BLAS does
+
+    # These may be anything.
+    X_BLOCK = 128          # forward: rows of x whose K_BLOCK_BYTES stay in L2 (512 KiB) while W passes by
+    B_BLOCK = 256          # grad_weight: rows of x whose tile-wide columns (64 KiB) stay in L2
+    CHUNK = 512            # grad_input: columns of the output that stay in L1 while rows of W stream past a small batch
+    STREAMS = 8            # rows of W that stream together
+    MOST_ROWS = 8          # no axpy tile is higher
+
+
+# ---- the tiles, by dtype
+
+cdef inline void dot(int rows, int cols, const real* x, Py_ssize_t x_row, const real* w, Py_ssize_t w_row, Py_ssize_t k,
+                     real* y, Py_ssize_t y_row, const real* bias, bint first) noexcept nogil:
+    if real is float:
+        dot_f32(rows, cols, x, x_row, w, w_row, k, y, y_row, bias, first)
+    else:
+        dot_f64(rows, cols, x, x_row, w, w_row, k, y, y_row, bias, first)
+
+
+cdef inline void axpy(int rows, int width, Py_ssize_t steps, const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
+                      const real* v, Py_ssize_t v_row, real* y, Py_ssize_t y_row, axpy_mode mode) noexcept nogil:
+    if real is float:
+        axpy_f32(rows, width, steps, a, a_row, a_step, v, v_row, y, y_row, mode)
+    else:
+        axpy_f64(rows, width, steps, a, a_row, a_step, v, v_row, y, y_row, mode)
+
+
+# ---- dividing a range into tiles, blocks and threads
+
+cdef inline Py_ssize_t count(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
+    """How many pieces of at most `size` make up n."""
+    return (n + size - 1) // size
+
+
+cdef inline int even(Py_ssize_t n, int most) noexcept nogil:
+    """The size of pieces, at most `most`, that divides n as evenly as can be."""
+    return <int> count(n, count(n, most)) if n > most else <int> n
+
+
+cdef inline Py_ssize_t share(Py_ssize_t n, int grain, int thread, int threads) noexcept nogil:
+    """Where the share of a thread begins: n in equal parts, in whole grains."""
+    return min(n, count(n, grain) * thread // threads * grain)
+
+
+# ---- forward
+
+cdef void forward_part(const real* x, const real* weight, const real* bias, real* out,
+                       Py_ssize_t b_begin, Py_ssize_t b_end, Py_ssize_t o_begin, Py_ssize_t o_end,
+                       Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
+    cdef Py_ssize_t k_block = K_BLOCK_BYTES // sizeof(real), panel, k, b, o, n, b0, b1, k0, o0, o1
+    cdef int rows, cols
+    b0 = b_begin
+    while b0 < b_end:
+        b1 = min(b0 + X_BLOCK, b_end)
+        rows = even(b1 - b0, DOT_ROWS)
+        cols = DOT_COLS[rows]
+        # Several tiles of rows share a block of W's rows while it is in L1; one tile reads each row of W to its end.
+        panel = cols if b1 - b0 == rows else o_end - o_begin
+        o0 = o_begin
+        while o0 < o_end:
+            o1 = min(o0 + panel, o_end)
+            for n in range(max(count(in_features, k_block), 1)):
+                k0 = n * k_block
+                k = min(k_block, in_features - k0)
+                o = o0
+                while o < o1:
+                    b = b0
+                    while b < b1:
+                        dot(<int> min(rows, b1 - b), <int> min(cols, o1 - o), x + b * in_features + k0, in_features,
+                            weight + o * in_features + k0, in_features, k, out + b * out_features + o, out_features,
+                            bias + o if bias != NULL and k0 + k == in_features else NULL, k0 == 0)
+                        b += rows
+                    o += cols
+            o0 = o1
+        b0 = b1
+
+
+cdef void forward_loops(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
+                        Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
+    cdef int thread
+    if threads == 1:
+        forward_part(x, weight, bias, out, 0, batch, 0, out_features, in_features, out_features)
+    elif out_features >= batch:
+        for thread in prange(threads, num_threads=threads, schedule="static"):
+            forward_part(x, weight, bias, out, 0, batch, share(out_features, 8, thread, threads),
+                         share(out_features, 8, thread + 1, threads), in_features, out_features)
+    else:
+        for thread in prange(threads, num_threads=threads, schedule="static"):
+            forward_part(x, weight, bias, out, share(batch, DOT_ROWS, thread, threads),
+                         share(batch, DOT_ROWS, thread + 1, threads), 0, out_features, in_features, out_features)
+
+
+# ---- grad_weight
+
+cdef void grad_weight_part(const real* x, const real* grad_output, real scale, real* out, Py_ssize_t batch,
+                           Py_ssize_t o_begin, Py_ssize_t o_end, Py_ssize_t i_begin, Py_ssize_t i_end,
+                           Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
+    # An exact left fold over the batch: each tile goes on from what is stored. The scale is applied to grad_output
+    # first, on a copy of the tile's columns, which then also lie together.
+    cdef real scaled[B_BLOCK * MOST_ROWS]
+    cdef int rows = even(o_end - o_begin, AXPY_ROWS), width = AXPY_COLS * (VECTOR_BYTES // <int> sizeof(real)), r, high
+    cdef Py_ssize_t b0, b, o, i, n
+    b0 = 0
+    while b0 < batch:
+        n = min(B_BLOCK, batch - b0)
+        o = o_begin
+        while o < o_end:
+            high = <int> min(rows, o_end - o)
+            for b in range(n):
+                for r in range(high):
+                    scaled[b * high + r] = scale * grad_output[(b0 + b) * out_features + o + r]
+            i = i_begin
+            while i < i_end:
+                axpy(high, <int> min(width, i_end - i), n, scaled, 1, high,
+                     x + b0 * in_features + i, in_features, out + o * in_features + i, in_features, AXPY_CONTINUE)
+                i += width
+            o += rows
+        b0 += n
+
+
+cdef void grad_weight_loops(const real* x, const real* grad_output, real scale, real* out, Py_ssize_t batch,
+                            Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
+    cdef int thread, width = AXPY_COLS * (VECTOR_BYTES // <int> sizeof(real))
+    if threads == 1:
+        grad_weight_part(x, grad_output, scale, out, batch, 0, out_features, 0, in_features, in_features, out_features)
+    elif out_features >= in_features // 8:
+        for thread in prange(threads, num_threads=threads, schedule="static"):
+            grad_weight_part(x, grad_output, scale, out, batch, share(out_features, AXPY_ROWS, thread, threads),
+                             share(out_features, AXPY_ROWS, thread + 1, threads), 0, in_features,
+                             in_features, out_features)
+    else:
+        for thread in prange(threads, num_threads=threads, schedule="static"):
+            grad_weight_part(x, grad_output, scale, out, batch, 0, out_features,
+                             share(in_features, width, thread, threads), share(in_features, width, thread + 1, threads),
+                             in_features, out_features)
+
+
+# ---- grad_bias
+
+cdef void grad_bias_loops(const real* grad_output, real scale, real* out, Py_ssize_t batch,
+                          Py_ssize_t out_features) noexcept nogil:
+    cdef Py_ssize_t b, o
+    for b in range(batch):
+        for o in range(out_features):
+            out[o] += scale * grad_output[b * out_features + o]
+
+
+# ---- grad_input and update: one sweep over W
+
+cdef void sweep(const real* x, const real* grad_output, real scale, real* weight, real* out,
+                Py_ssize_t b_begin, Py_ssize_t b_end, Py_ssize_t i_begin, Py_ssize_t i_end,
+                Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
+    """grad_input into out, unless that is NULL; and weight += scale grad_output^T x, unless x is NULL: each group of
+    W's rows serves grad_input before it changes."""
+    # A batch of one tile of rows streams W: a few rows at a time, the sums of a chunk of columns waiting in L1. A
+    # larger batch takes a whole block of rows at a time, so that the sums stay in registers.
+    cdef real waiting[MOST_ROWS * CHUNK]
+    cdef int rows = even(b_end - b_begin, AXPY_ROWS), width = AXPY_COLS * (VECTOR_BYTES // <int> sizeof(real)), wide
+    cdef bint stream = b_end - b_begin == rows
+    cdef Py_ssize_t group = STREAMS if stream else O_BLOCK
+    cdef Py_ssize_t i0, i1, o0, o1, o, b, i, n, steps, y_row
+    cdef axpy_mode mode
+    cdef real* y
+    i0 = i_begin
+    while i0 < i_end:
+        i1 = min(i0 + CHUNK, i_end)
+        for n in range(max(count(out_features, O_BLOCK), 1)):
+            o0 = n * O_BLOCK
+            o1 = min(o0 + O_BLOCK, out_features)
+            y = <real*> waiting if stream and o0 else out + b_begin * in_features + i0
+            y_row = CHUNK if stream and o0 else in_features
+            mode = AXPY_ADD if o0 and not stream else AXPY_START
+            o = o0
+            while True:
+                steps = min(group, o1 - o)
+                if out != NULL:
+                    i = i0
+                    while i < i1:
+                        wide = <int> min(width, i1 - i)
+                        b = b_begin
+                        while b < b_end:
+                            axpy(<int> min(rows, b_end - b), wide, steps, grad_output + b * out_features + o,
+                                 out_features, 1, weight + o * in_features + i, in_features,
+                                 y + (b - b_begin) * y_row + i - i0, y_row, mode)
+                            b += rows
+                        i += width
+                if x != NULL:
+                    grad_weight_part(x, grad_output, scale, weight, b_end, o, o + steps, i0, i1,
+                                     in_features, out_features)
+                mode = AXPY_CONTINUE
+                o += group
+                if o >= o1:
+                    break
+            if stream and o0 and out != NULL:
+                for b in range(rows):
+                    for i in range(i1 - i0):
+                        out[(b_begin + b) * in_features + i0 + i] += waiting[b * CHUNK + i]
+        i0 = i1
+
+
+cdef void grad_input_loops(const real* grad_output, const real* weight, real* out, Py_ssize_t batch,
+                           Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
+    cdef int thread, width = AXPY_COLS * (VECTOR_BYTES // <int> sizeof(real))
+    if threads == 1:
+        sweep(<const real*> NULL, grad_output, <real> 0, <real*> weight, out, 0, batch, 0, in_features,
+              in_features, out_features)
+    elif in_features >= batch:
+        for thread in prange(threads, num_threads=threads, schedule="static"):
+            sweep(<const real*> NULL, grad_output, <real> 0, <real*> weight, out, 0, batch,
+                  share(in_features, width, thread, threads), share(in_features, width, thread + 1, threads),
+                  in_features, out_features)
+    else:
+        for thread in prange(threads, num_threads=threads, schedule="static"):
+            sweep(<const real*> NULL, grad_output, <real> 0, <real*> weight, out,
+                  share(batch, AXPY_ROWS, thread, threads), share(batch, AXPY_ROWS, thread + 1, threads),
+                  0, in_features, in_features, out_features)
+
+
+cdef void update_loops(const real* x, const real* grad_output, real lr, real* weight, real* bias, real* out,
+                       Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
+    # Threads share out columns only: those of W change for no other thread's columns of grad_input.
+    cdef int thread, width = AXPY_COLS * (VECTOR_BYTES // <int> sizeof(real))
+    if threads == 1:
+        sweep(x, grad_output, -lr, weight, out, 0, batch, 0, in_features, in_features, out_features)
+    else:
+        for thread in prange(threads, num_threads=threads, schedule="static"):
+            sweep(x, grad_output, -lr, weight, out, 0, batch, share(in_features, width, thread, threads),
+                  share(in_features, width, thread + 1, threads), in_features, out_features)
+    if bias != NULL:
+        grad_bias_loops(grad_output, -lr, bias, batch, out_features)
+
+
+# ---- step
+
+cdef void step_loops(const real* gradient, real lr, real* parameter, Py_ssize_t size) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(size):
+        parameter[j] -= lr * gradient[j]
+
+
+# ---- for Python: typed memoryviews, the same names and signatures as in reference.py
+
+cdef int same(str name, Py_ssize_t got, Py_ssize_t expected) except -1:
+    if got != expected:
+        raise ValueError(f"{name} has length {got} where {expected} was expected")
+    return 0
+
+
+def forward(const real[:, ::1] x, const real[:, ::1] weight, const real[::1] bias, real[:, ::1] out, int threads=1):
+    """out[b, o] = sum_i x[b, i] weight[o, i] + bias[o]. out is overwritten; bias may be None."""
+    same("x's axis 1", x.shape[1], weight.shape[1])
+    same("out's axis 0", out.shape[0], x.shape[0])
+    same("out's axis 1", out.shape[1], weight.shape[0])
+    if bias is not None:
+        same("bias", bias.shape[0], weight.shape[0])
+    with nogil:
+        forward_loops(&x[0, 0], &weight[0, 0], &bias[0] if bias is not None else NULL, &out[0, 0],
+                      x.shape[0], x.shape[1], weight.shape[0], threads)
+
+
+def grad_input(const real[:, ::1] grad_output, const real[:, ::1] weight, real[:, ::1] out, int threads=1):
+    """out[b, i] = sum_o grad_output[b, o] weight[o, i]. out is overwritten."""
+    same("grad_output's axis 1", grad_output.shape[1], weight.shape[0])
+    same("out's axis 0", out.shape[0], grad_output.shape[0])
+    same("out's axis 1", out.shape[1], weight.shape[1])
+    with nogil:
+        grad_input_loops(&grad_output[0, 0], &weight[0, 0], &out[0, 0],
+                         grad_output.shape[0], weight.shape[1], weight.shape[0], threads)
+
+
+def grad_weight(const real[:, ::1] x, const real[:, ::1] grad_output, double scale, real[:, ::1] out, int threads=1):
+    """out[o, i] += sum_b scale grad_output[b, o] x[b, i]. out is accumulated."""
+    same("grad_output's axis 0", grad_output.shape[0], x.shape[0])
+    same("out's axis 0", out.shape[0], grad_output.shape[1])
+    same("out's axis 1", out.shape[1], x.shape[1])
+    with nogil:
+        grad_weight_loops(&x[0, 0], &grad_output[0, 0], <real> scale, &out[0, 0],
+                          x.shape[0], x.shape[1], grad_output.shape[1], threads)
+
+
+def grad_bias(const real[:, ::1] grad_output, double scale, real[::1] out):
+    """out[o] += sum_b scale grad_output[b, o]. out is accumulated."""
+    same("out", out.shape[0], grad_output.shape[1])
+    with nogil:
+        grad_bias_loops(&grad_output[0, 0], <real> scale, &out[0], grad_output.shape[0], grad_output.shape[1])
+
+
+def update(const real[:, ::1] x, const real[:, ::1] grad_output, double lr, real[:, ::1] weight, real[::1] bias,
+           real[:, ::1] out, int threads=1):
+    """grad_input into out (overwritten; may be None), then weight -= lr grad_output^T x and bias -= lr sum_b
+    grad_output in place; bias may be None. out comes from the weights as they were."""
+    same("grad_output's axis 0", grad_output.shape[0], x.shape[0])
+    same("weight's axis 0", weight.shape[0], grad_output.shape[1])
+    same("weight's axis 1", weight.shape[1], x.shape[1])
+    if bias is not None:
+        same("bias", bias.shape[0], weight.shape[0])
+    if out is not None:
+        same("out's axis 0", out.shape[0], x.shape[0])
+        same("out's axis 1", out.shape[1], x.shape[1])
+    with nogil:
+        update_loops(&x[0, 0], &grad_output[0, 0], <real> lr, &weight[0, 0], &bias[0] if bias is not None else NULL,
+                     &out[0, 0] if out is not None else NULL, x.shape[0], x.shape[1], weight.shape[0], threads)
+
+
+def step(const real[::1] gradient, double lr, real[::1] parameter):
+    """parameter[j] -= lr gradient[j], in place."""
+    same("gradient", gradient.shape[0], parameter.shape[0])
+    with nogil:
+        step_loops(&gradient[0], <real> lr, &parameter[0], parameter.shape[0])
+
+
+# ---- for Layer: plain pointers, in a table of C functions
+
+cdef void forward_any(bint wide, const void* x, const void* weight, const void* bias, void* out, Py_ssize_t batch,
+                      Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
+    if wide:
+        forward_loops(<const double*> x, <const double*> weight, <const double*> bias, <double*> out,
+                      batch, in_features, out_features, threads)
+    else:
+        forward_loops(<const float*> x, <const float*> weight, <const float*> bias, <float*> out,
+                      batch, in_features, out_features, threads)
+
+
+cdef void grad_input_any(bint wide, const void* grad_output, const void* weight, void* out, Py_ssize_t batch,
+                         Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
+    if wide:
+        grad_input_loops(<const double*> grad_output, <const double*> weight, <double*> out,
+                         batch, in_features, out_features, threads)
+    else:
+        grad_input_loops(<const float*> grad_output, <const float*> weight, <float*> out,
+                         batch, in_features, out_features, threads)
+
+
+cdef void grad_weight_any(bint wide, const void* x, const void* grad_output, double scale, void* out, Py_ssize_t batch,
+                          Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
+    if wide:
+        grad_weight_loops(<const double*> x, <const double*> grad_output, scale, <double*> out,
+                          batch, in_features, out_features, threads)
+    else:
+        grad_weight_loops(<const float*> x, <const float*> grad_output, <float> scale, <float*> out,
+                          batch, in_features, out_features, threads)
+
+
+cdef void grad_bias_any(bint wide, const void* grad_output, double scale, void* out, Py_ssize_t batch,
+                        Py_ssize_t out_features) noexcept nogil:
+    if wide:
+        grad_bias_loops(<const double*> grad_output, scale, <double*> out, batch, out_features)
+    else:
+        grad_bias_loops(<const float*> grad_output, <float> scale, <float*> out, batch, out_features)
+
+
+cdef void update_any(bint wide, const void* x, const void* grad_output, double lr, void* weight, void* bias, void* out,
+                     Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
+    if wide:
+        update_loops(<const double*> x, <const double*> grad_output, lr, <double*> weight, <double*> bias,
+                     <double*> out, batch, in_features, out_features, threads)
+    else:
+        update_loops(<const float*> x, <const float*> grad_output, <float> lr, <float*> weight, <float*> bias,
+                     <float*> out, batch, in_features, out_features, threads)
+
+
+cdef void step_any(bint wide, const void* gradient, double lr, void* parameter, Py_ssize_t size) noexcept nogil:
+    if wide:
+        step_loops(<const double*> gradient, lr, <double*> parameter, size)
+    else:
+        step_loops(<const float*> gradient, <float> lr, <float*> parameter, size)
+
+
+cdef KernelTable kernel_table = KernelTable(
+    forward_any, grad_input_any, grad_weight_any, grad_bias_any, update_any, step_any)
+table = PyCapsule_New(&kernel_table, "fastlinear.KernelTable", NULL)

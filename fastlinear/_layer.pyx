@@ -1,0 +1,440 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=True, embedsignature=False
+# cython: freethreading_compatible=False
+"""The compiled base of Linear: a layer's memory, and the short way from a call to a kernel.
+
+A contiguous, aligned ndarray of the layer's dtype is checked through NumPy's C API and handed to the kernel as a
+pointer: no Python code, no buffer acquisition, no allocation but the result. Anything else goes to the method of the
+subclass that has the same name with a leading underscore (linear.py): it raises, or converts the arguments and calls
+back with arrays that pass here.
+"""
+cimport numpy as cnp
+from cpython.float cimport PyFloat_AsDouble
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.float cimport FLT_MAX
+from libc.math cimport fabs, isinf
+
+from fastlinear._table cimport KernelTable
+
+cnp.import_array()
+
+cdef extern from "Python.h":
+    ctypedef struct PyThreadState:
+        pass
+    PyThreadState* PyEval_SaveThread()
+    void PyEval_RestoreThread(PyThreadState*)
+
+cdef extern from "numpy/arrayobject.h":
+    bint PyArray_CheckExact(object)
+    bint PyArray_ISCARRAY(cnp.ndarray)
+    bint PyArray_ISCARRAY_RO(cnp.ndarray)
+    object PyArray_EMPTY(int, cnp.npy_intp*, int, int)
+    enum:
+        NPY_MAXDIMS
+
+cdef extern from "_machine.h" nogil:
+    int HAS_OPENMP
+    const char* COMPILER
+    int omp_get_max_threads()
+    int cpu_supports(const char*)
+
+has_openmp = bool(HAS_OPENMP)
+compiler = COMPILER.decode()
+
+
+def supports(str feature):
+    """Whether the processor has a feature (GCC's name) and the operating system saves its registers."""
+    return bool(cpu_supports(feature.encode()))
+
+
+# ---- which kernels, and how many threads: one setting for the process
+
+cdef object kernels = None              # the module: a build of _kernels.pyx, or reference.py
+cdef KernelTable* table = NULL          # its C functions; NULL for the reference
+cdef int threads_wanted = 1
+cdef int openmp_threads_then = 1        # OpenMP's own limit when threads_wanted was set
+cdef bint forked = False
+
+
+def use_kernels(module):
+    """Make every layer run on this module: a build of _kernels.pyx, or reference.py."""
+    global kernels, table
+    capsule = getattr(module, "table", None)
+    table = NULL if capsule is None else <KernelTable*> PyCapsule_GetPointer(capsule, "fastlinear.KernelTable")
+    kernels = module
+
+
+def set_threads(int n):
+    global threads_wanted, openmp_threads_then
+    openmp_threads_then = omp_get_max_threads()
+    threads_wanted = n
+
+
+def openmp_threads():
+    """OpenMP's own limit at this moment; 1 without OpenMP."""
+    return omp_get_max_threads()
+
+
+def get_threads():
+    return threads_now()
+
+
+def after_fork_in_child():
+    """libgomp hangs in a child that was forked after a parallel region, so the child runs on one thread."""
+    global forked
+    forked = True
+
+
+cdef inline int threads_now() noexcept nogil:
+    # Who lowers OpenMP's limit later (threadpoolctl, omp_set_num_threads) is obeyed.
+    cdef int limit = omp_get_max_threads()
+    if forked or not HAS_OPENMP:
+        return 1
+    return limit if limit < openmp_threads_then and limit < threads_wanted else threads_wanted
+
+
+cdef enum:
+    # In multiply-adds. Below, the price of releasing the GIL (50 ns) or of waking a thread (some µs) is not earned.
+    WORTH_RELEASING = 1 << 17
+    WORTH_A_THREAD = 1 << 19
+
+
+cdef struct Work:
+    int threads
+    PyThreadState* state
+
+
+cdef inline Work begin(Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t out_features) noexcept:
+    """Decide on threads for that many multiply-adds, and release the GIL if they outlast its price."""
+    cdef double size = <double> batch * in_features * out_features
+    cdef Work work = Work(1, NULL)
+    if size >= WORTH_RELEASING:
+        if size >= 2 * WORTH_A_THREAD:
+            work.threads = <int> min(<double> threads_now(), size / WORTH_A_THREAD)
+        work.state = PyEval_SaveThread()
+    return work
+
+
+cdef inline void end(Work work) noexcept:
+    if work.state != NULL:
+        PyEval_RestoreThread(work.state)
+
+
+# ---- looking at arrays
+
+cdef inline Py_ssize_t rows_of(cnp.ndarray a) noexcept:
+    """How many rows there are before the last axis."""
+    cdef Py_ssize_t rows = 1
+    cdef int axis
+    for axis in range(cnp.PyArray_NDIM(a) - 1):
+        rows *= cnp.PyArray_DIMS(a)[axis]
+    return rows
+
+
+cdef inline bint like(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether all axes but the last agree."""
+    cdef int axis
+    if cnp.PyArray_NDIM(a) != cnp.PyArray_NDIM(b):
+        return False
+    for axis in range(cnp.PyArray_NDIM(a) - 1):
+        if cnp.PyArray_DIMS(a)[axis] != cnp.PyArray_DIMS(b)[axis]:
+            return False
+    return True
+
+
+cdef inline bint apart(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether two contiguous arrays share no byte. b may be None."""
+    if b is None:
+        return True
+    cdef char* p = <char*> cnp.PyArray_DATA(a)
+    cdef char* q = <char*> cnp.PyArray_DATA(b)
+    return p + cnp.PyArray_NBYTES(a) <= q or q + cnp.PyArray_NBYTES(b) <= p
+
+
+cdef inline void* data(cnp.ndarray a) noexcept:
+    return NULL if a is None else cnp.PyArray_DATA(a)
+
+
+cdef class Layer:
+    """The compiled base of Linear; see there."""
+
+    cdef readonly Py_ssize_t in_features
+    cdef readonly Py_ssize_t out_features
+    cdef readonly object dtype
+    cdef cnp.ndarray _weight, _bias, _grad_weight, _grad_bias
+    cdef int typenum
+    cdef bint wide
+    cdef object __weakref__
+
+    def __cinit__(self, *args, **kwargs):
+        self.typenum = cnp.NPY_NOTYPE       # no array passes until there is memory
+
+    def _bind(self, weight, bias, grad_weight=None, grad_bias=None):
+        """Take these C-contiguous, aligned, writable arrays, of one dtype and fitting shapes, as the layer's memory."""
+        # The views keep anyone from resizing memory that kernels write to.
+        self._weight = weight.view()
+        self._bias = None if bias is None else bias.view()
+        self._grad_weight = None if grad_weight is None else grad_weight.view()
+        self._grad_bias = None if grad_bias is None else grad_bias.view()
+        self.dtype = weight.dtype
+        self.out_features, self.in_features = weight.shape
+        self.wide = weight.itemsize == 8
+        self.typenum = cnp.PyArray_TYPE(self._weight)
+
+    cdef inline bint reads(self, x, Py_ssize_t features) noexcept:
+        """Whether a kernel can read x as it is: an ndarray of the layer's dtype, contiguous, of that many features."""
+        return (PyArray_CheckExact(x) and cnp.PyArray_TYPE(<cnp.ndarray> x) == self.typenum
+                and PyArray_ISCARRAY_RO(<cnp.ndarray> x) and cnp.PyArray_NDIM(<cnp.ndarray> x) > 0
+                and cnp.PyArray_DIMS(<cnp.ndarray> x)[cnp.PyArray_NDIM(<cnp.ndarray> x) - 1] == features)
+
+    cdef inline bint writes(self, out, Py_ssize_t features) noexcept:
+        return self.reads(out, features) and PyArray_ISCARRAY(<cnp.ndarray> out)
+
+    cdef inline cnp.ndarray empty(self, cnp.ndarray x, Py_ssize_t features):
+        """A new array of x's shape, but for the last axis."""
+        cdef cnp.npy_intp shape[NPY_MAXDIMS]
+        cdef int axis, last = cnp.PyArray_NDIM(x) - 1
+        for axis in range(last):
+            shape[axis] = cnp.PyArray_DIMS(x)[axis]
+        shape[last] = features
+        return PyArray_EMPTY(last + 1, shape, self.typenum, 0)
+
+    cdef inline double number(self, str name, value) except? -1:
+        """value as a double that the layer's dtype can hold."""
+        cdef double d
+        try:
+            d = PyFloat_AsDouble(value)
+        except (TypeError, ValueError):
+            raise TypeError(f"{self!r}: {name} must be a real number, got {type(value).__name__}") from None
+        if not self.wide and fabs(d) > FLT_MAX and not isinf(d):
+            raise ValueError(f"{self!r}: {name} must fit float32, got {value!r}")
+        return d
+
+    cdef int own_gradients(self) except -1:
+        """Make the gradients, zero, unless they are there."""
+        if self._grad_weight is None:
+            if self._weight is None:
+                raise RuntimeError(f"{type(self).__name__} has no parameters yet: its __init__ was not called")
+            weight = self._zeros((self.out_features, self.in_features))
+            bias = None if self._bias is None else self._zeros((self.out_features,))
+            self._grad_weight, self._grad_bias = weight, bias
+        return 0
+
+    # ---- the memory
+
+    @property
+    def weight(self):
+        """ndarray (out_features, in_features), C-contiguous: the layer's own memory. Writing into it changes the
+        layer; assigning checks shape and dtype and copies the values in."""
+        return self._weight
+
+    @weight.setter
+    def weight(self, value):
+        self._assign("weight", self._weight, value)
+
+    @property
+    def bias(self):
+        """ndarray (out_features,), or None: as weight."""
+        return self._bias
+
+    @bias.setter
+    def bias(self, value):
+        self._assign("bias", self._bias, value)
+
+    @property
+    def grad_weight(self):
+        """ndarray (out_features, in_features): what backward accumulates into. Zero when first used."""
+        self.own_gradients()
+        return self._grad_weight
+
+    @grad_weight.setter
+    def grad_weight(self, value):
+        self.own_gradients()
+        self._assign("grad_weight", self._grad_weight, value)
+
+    @property
+    def grad_bias(self):
+        """ndarray (out_features,), or None for a layer without bias: as grad_weight."""
+        self.own_gradients()
+        return self._grad_bias
+
+    @grad_bias.setter
+    def grad_bias(self, value):
+        self.own_gradients()
+        self._assign("grad_bias", self._grad_bias, value)
+
+    def _memory(self):
+        """weight, bias, grad_weight, grad_bias, as they are: None for what the layer does not have (yet)."""
+        return self._weight, self._bias, self._grad_weight, self._grad_bias
+
+    # ---- forward
+
+    def __call__(self, x, out=None):
+        return self.run_forward(x, out)
+
+    def forward(self, x, out=None):
+        """y = x Wᵀ + b for every row of x (Torch7: forward; BLAS: gemm, gemv).
+
+        x: (..., in_features). out: (..., out_features), overwritten, may overlap anything; made new if None.
+        Returns out. Raises TypeError for a dtype that does not cast safely, ValueError for a wrong shape.
+        """
+        return self.run_forward(x, out)
+
+    cdef inline run_forward(self, x, out):
+        cdef cnp.ndarray y
+        cdef Work work
+        cdef Py_ssize_t rows
+        if not self.reads(x, self.in_features):
+            return self._forward(x, out)
+        if out is None:
+            y = self.empty(x, self.out_features)
+        elif (self.writes(out, self.out_features) and like(x, out) and apart(out, x) and apart(out, self._weight)
+              and apart(out, self._bias)):
+            y = out
+        else:
+            return self._forward(x, out)
+        rows = rows_of(x)
+        if table == NULL:
+            kernels.forward(x.reshape(rows, -1) if x.size else x.reshape(rows, self.in_features), self._weight,
+                            self._bias, y.reshape(rows, self.out_features))
+            return y
+        work = begin(rows, self.in_features, self.out_features)
+        table.forward(self.wide, data(x), data(self._weight), data(self._bias), data(y),
+                      rows, self.in_features, self.out_features, work.threads)
+        end(work)
+        return y
+
+    # ---- backward
+
+    def backward(self, x, grad_output, out=None, scale=1.0, input_grad=True):
+        """backward_params and backward_input in one call (Torch7: backward).
+
+        grad_weight and grad_bias are accumulated. Returns grad_input, or None with input_grad=False.
+        """
+        return self.run_backward(x, grad_output, out, self.number("scale", scale), input_grad)
+
+    def backward_params(self, x, grad_output, scale=1.0):
+        """grad_weight += scale · grad_outputᵀ x and grad_bias += scale · Σ grad_output (Torch7: accGradParameters;
+        BLAS: gemm, ger).
+
+        x: (..., in_features), grad_output: (..., out_features), with the same leading axes. The rows are added one
+        after another, grad_output times scale first. Both gradients are accumulated. Returns None.
+        """
+        self.run_backward(x, grad_output, None, self.number("scale", scale), False)
+
+    cdef inline run_backward(self, x, grad_output, out, double scale, bint input_grad):
+        cdef cnp.ndarray gx = None
+        cdef Work work
+        cdef Py_ssize_t rows
+        if not (self.reads(x, self.in_features) and self.reads(grad_output, self.out_features) and like(x, grad_output)
+                and apart(x, self._grad_weight) and apart(x, self._grad_bias)
+                and apart(grad_output, self._grad_weight) and apart(grad_output, self._grad_bias)
+                and self.takes(out, x, grad_output, input_grad)):
+            return self._backward(x, grad_output, out, scale, input_grad)
+        self.own_gradients()
+        self.check_writable(self._grad_weight, self._grad_bias)
+        if input_grad:
+            gx = self.empty(x, self.in_features) if out is None else out
+        rows = rows_of(x)
+        if table == NULL:
+            x, grad_output = x.reshape(rows, self.in_features), grad_output.reshape(rows, self.out_features)
+            if input_grad:
+                kernels.grad_input(grad_output, self._weight, gx.reshape(rows, self.in_features))
+            kernels.grad_weight(x, grad_output, scale, self._grad_weight)
+            if self._bias is not None:
+                kernels.grad_bias(grad_output, scale, self._grad_bias)
+            return gx
+        work = begin(rows, self.in_features, self.out_features)
+        if input_grad:
+            table.grad_input(self.wide, data(grad_output), data(self._weight), data(gx),
+                             rows, self.in_features, self.out_features, work.threads)
+        table.grad_weight(self.wide, data(x), data(grad_output), scale, data(self._grad_weight),
+                          rows, self.in_features, self.out_features, work.threads)
+        if self._bias is not None:
+            table.grad_bias(self.wide, data(grad_output), scale, data(self._grad_bias), rows, self.out_features)
+        end(work)
+        return gx
+
+    def backward_input(self, grad_output, out=None):
+        """grad_input = grad_output W (Torch7: updateGradInput; BLAS: gemm, gemv transposed).
+
+        grad_output: (..., out_features). out: (..., in_features), overwritten; made new if None. Returns out.
+        """
+        cdef cnp.ndarray gx
+        cdef Work work
+        cdef Py_ssize_t rows
+        if not (self.reads(grad_output, self.out_features) and self.takes(out, grad_output, grad_output, True)):
+            return self._backward_input(grad_output, out)
+        gx = self.empty(grad_output, self.in_features) if out is None else out
+        rows = rows_of(grad_output)
+        if table == NULL:
+            kernels.grad_input(grad_output.reshape(rows, self.out_features), self._weight,
+                               gx.reshape(rows, self.in_features))
+            return gx
+        work = begin(rows, self.in_features, self.out_features)
+        table.grad_input(self.wide, data(grad_output), data(self._weight), data(gx),
+                         rows, self.in_features, self.out_features, work.threads)
+        end(work)
+        return gx
+
+    def backward_update(self, x, grad_output, lr, out=None, input_grad=True):
+        """grad_input, and the plain SGD step W −= lr · grad_outputᵀ x, b −= lr · Σ grad_output, in one pass over W
+        (Torch7: updateGradInput, then accUpdateGradParameters).
+
+        No gradient buffer is touched or needed. grad_input comes from the weights as they were before the step; it
+        overwrites out, or a new array if None. Returns grad_input, or None with input_grad=False.
+        """
+        cdef double rate = self.number("lr", lr)
+        cdef cnp.ndarray gx = None
+        cdef Work work
+        cdef Py_ssize_t rows
+        if not (self.reads(x, self.in_features) and self.reads(grad_output, self.out_features) and like(x, grad_output)
+                and apart(x, self._weight) and apart(x, self._bias)
+                and apart(grad_output, self._weight) and apart(grad_output, self._bias)
+                and self.takes(out, x, grad_output, input_grad)):
+            return self._backward_update(x, grad_output, lr, out, input_grad)
+        self.check_writable(self._weight, self._bias)
+        if input_grad:
+            gx = self.empty(x, self.in_features) if out is None else out
+        rows = rows_of(x)
+        if table == NULL:
+            kernels.update(x.reshape(rows, self.in_features), grad_output.reshape(rows, self.out_features), rate,
+                           self._weight, self._bias, None if gx is None else gx.reshape(rows, self.in_features))
+            return gx
+        work = begin(rows, self.in_features, self.out_features)
+        table.update(self.wide, data(x), data(grad_output), rate, data(self._weight), data(self._bias), data(gx),
+                     rows, self.in_features, self.out_features, work.threads)
+        end(work)
+        return gx
+
+    cdef inline bint takes(self, out, x, grad_output, bint input_grad) noexcept:
+        """Whether a kernel can write grad_input into out as it is."""
+        if out is None:
+            return True
+        return (input_grad and self.writes(out, self.in_features) and like(out, grad_output)
+                and apart(out, x) and apart(out, grad_output) and apart(out, self._weight) and apart(out, self._bias)
+                and apart(out, self._grad_weight) and apart(out, self._grad_bias))
+
+    # ---- the parameters
+
+    def step(self, lr):
+        """weight −= lr · grad_weight, bias −= lr · grad_bias (Torch7: updateParameters; BLAS: axpy). Returns None."""
+        cdef double rate = self.number("lr", lr)
+        cdef Work work
+        self.own_gradients()
+        self.check_writable(self._weight, self._bias)
+        if table == NULL:
+            kernels.step(self._grad_weight.reshape(-1), rate, self._weight.reshape(-1))
+            if self._bias is not None:
+                kernels.step(self._grad_bias, rate, self._bias)
+            return
+        work = begin(1, self.in_features, self.out_features)
+        table.step(self.wide, data(self._grad_weight), rate, data(self._weight), self.in_features * self.out_features)
+        if self._bias is not None:
+            table.step(self.wide, data(self._grad_bias), rate, data(self._bias), self.out_features)
+        end(work)
+
+    cdef inline int check_writable(self, cnp.ndarray weight, cnp.ndarray bias) except -1:
+        """An owner may have frozen a parameter: layer.weight.flags.writeable = False."""
+        if not cnp.PyArray_ISWRITEABLE(weight) or (bias is not None and not cnp.PyArray_ISWRITEABLE(bias)):
+            raise ValueError(f"{self!r}: its memory was made read-only (flags.writeable = False), so it cannot change")
+        return 0

@@ -1,0 +1,62 @@
+"""How many threads a call may use."""
+
+from __future__ import annotations
+
+import operator
+import os
+from contextlib import suppress
+
+from fastlinear import _layer
+
+_VARIABLE = "FASTLINEAR_NUM_THREADS"
+
+
+def set_num_threads(n: int) -> None:
+    """Let a call use up to n threads (n >= 1). Small calls stay on the calling thread; results do not depend on n.
+
+    A lower limit set later through OpenMP (threadpoolctl, ``omp_set_num_threads``) is obeyed. After a fork the child
+    runs on one thread whatever is set, because the common OpenMP runtime does not survive a fork.
+    """
+    try:
+        threads = operator.index(n)
+    except TypeError:
+        raise TypeError(f"set_num_threads: n must be an integer, got {type(n).__name__}") from None
+    if not 1 <= threads <= 1024:
+        raise ValueError(f"set_num_threads: n must be from 1 to 1024, got {threads}")
+    _layer.set_threads(threads)
+
+
+def get_num_threads() -> int:
+    """The most threads that a call would use now."""
+    return _layer.get_threads()
+
+
+def default_num_threads() -> int:
+    """The cores that this process may use: its affinity, and the quota of its control group, rounded up."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        with open("/sys/fs/cgroup/cpu.max") as file:  # control groups, version 2
+            quota, period = file.read().split()
+        cores = min(cores, max(1, -(-int(quota) // int(period))))
+    with suppress(OSError, ValueError):
+        with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") as file:  # version 1
+            quota_us = int(file.read())
+        with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as file:
+            period_us = int(file.read())
+        if quota_us > 0:
+            cores = min(cores, max(1, -(-quota_us // period_us)))
+    return cores
+
+
+def initialise() -> None:
+    """What FASTLINEAR_NUM_THREADS asks for, or the default; and one thread after a fork."""
+    wanted = os.environ.get(_VARIABLE)
+    if wanted:
+        if not wanted.isascii() or not wanted.isdigit() or not 1 <= int(wanted) <= 1024:
+            raise ImportError(f"{_VARIABLE}={wanted!r} must be an integer from 1 to 1024")
+        set_num_threads(int(wanted))
+    else:
+        # OMP_NUM_THREADS, or whoever else has limited OpenMP already, counts too.
+        _layer.set_threads(min(default_num_threads(), _layer.openmp_threads()))
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_layer.after_fork_in_child)

@@ -1,0 +1,186 @@
+/* The register tiles: the two loops that all time is spent in.
+
+   dot_tile    y[b][o]  = sum over k of x[b][k] w[o][k]     lanes run along k, for both operands
+   axpy_tile   y[r][i] += sum over s of a[r][s] v[s][i]     lanes run along i; a is a scalar for the whole vector
+
+   A tile keeps rows x cols vectors of sums in registers: as many as there are, less those for the operands, because
+   each load then serves the most multiply-adds. The file includes itself once for each dtype.
+
+   The order of additions is part of the interface, and the same for every vector width (see docs: the contract on
+   bits). dot_tile: element k goes to lane k mod LANES, where LANES is that of a 64-byte vector; each lane is a chain
+   of multiply-adds in rising k, from 0; lane l is added to lane l + LANES/2, then to l + LANES/4, ... A shorter
+   vector walks k once for each PART of the 64 bytes. axpy_tile: a chain of multiply-adds in rising s. */
+#ifndef REAL
+
+#include "_vector.h"
+
+#define PARTS (64 / VECTOR_BYTES)
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+#if defined(__GNUC__)
+#define UNROLL _Pragma("GCC unroll 8")
+#else
+#define UNROLL
+#endif
+
+/* The tiles that there are: T(rows, cols) for each. Fewer rows leave registers for more columns, down to the vector
+   (one row), where eight rows of W at once beat four by half from memory: more streams for the prefetcher. */
+#define TO2(T, r) T(r, 1) T(r, 2)
+#define TO3(T, r) TO2(T, r) T(r, 3)
+#define TO4(T, r) TO3(T, r) T(r, 4)
+#define TO5(T, r) TO4(T, r) T(r, 5)
+#define TO6(T, r) TO5(T, r) T(r, 6)
+#define TO8(T, r) TO6(T, r) T(r, 7) T(r, 8)
+#if VECTOR_REGISTERS == 32
+enum { DOT_ROWS = 6, AXPY_ROWS = 6, AXPY_COLS = 4 };
+static const int DOT_COLS[DOT_ROWS + 1] = {0, 8, 8, 8, 6, 5, 4};
+#define DOT_TILES(T) TO8(T, 1) TO8(T, 2) TO8(T, 3) TO6(T, 4) TO5(T, 5) TO4(T, 6)
+#define AXPY_TILES(T) TO4(T, 1) TO4(T, 2) TO4(T, 3) TO4(T, 4) TO4(T, 5) TO4(T, 6)
+#else
+enum { DOT_ROWS = 4, AXPY_ROWS = 4, AXPY_COLS = 3 };
+static const int DOT_COLS[DOT_ROWS + 1] = {0, 8, 6, 4, 3};
+#define DOT_TILES(T) TO8(T, 1) TO6(T, 2) TO4(T, 3) TO3(T, 4)
+#define AXPY_TILES(T) TO3(T, 1) TO3(T, 2) TO3(T, 3) TO3(T, 4)
+#endif
+enum { TILE_COLS = 8 };
+
+/* What an axpy_tile does with its output: continue the chain that is there, start a chain and overwrite, or start a
+   chain and add it to what is there. */
+enum axpy_mode { AXPY_CONTINUE, AXPY_START, AXPY_ADD };
+
+#define REAL float
+#define SUFFIX f32
+#include "_tile.h"
+#undef REAL
+#undef SUFFIX
+#define REAL double
+#define SUFFIX f64
+#include "_tile.h"
+
+#else
+
+#define NAME(name) JOIN(name, SUFFIX)
+#define VEC NAME(vec)
+#define WIDTH ((int)(sizeof(VEC) / sizeof(REAL)))
+#define LANES (PARTS * WIDTH)
+
+/* One block of k: y = sums if first, else y + sums; plus the bias where one is given (it comes last). */
+INLINE void NAME(dot_tile)(const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdiff_t w_row, ptrdiff_t k,
+                           REAL *y, ptrdiff_t y_row, const REAL *bias, int first, const int rows, const int cols) {
+    VEC sum[PARTS][DOT_ROWS][TILE_COLS];
+    const int rest = (int)(k % LANES);
+
+#define STEP(LOAD, ...) { \
+        VEC xs[DOT_ROWS]; \
+        UNROLL for (int r = 0; r < rows; r++) xs[r] = NAME(LOAD)(x + r * x_row + s + part * WIDTH, ##__VA_ARGS__); \
+        UNROLL for (int c = 0; c < cols; c++) { \
+            const VEC wc = NAME(LOAD)(w + c * w_row + s + part * WIDTH, ##__VA_ARGS__); \
+            UNROLL for (int r = 0; r < rows; r++) acc[r][c] = NAME(fma)(xs[r], wc, acc[r][c]); \
+        } \
+    }
+    for (int part = 0; part < PARTS; part++) {
+        VEC acc[DOT_ROWS][TILE_COLS];
+        ptrdiff_t s;
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int c = 0; c < cols; c++) acc[r][c] = NAME(zero)();
+        for (s = 0; s < k - rest; s += LANES) STEP(load)
+        if (rest) {
+            const int ahead = rest - part * WIDTH;
+            const int n = ahead < 0 ? 0 : ahead < WIDTH ? ahead : WIDTH;
+            STEP(load_first, n)
+        }
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int c = 0; c < cols; c++) sum[part][r][c] = acc[r][c];
+    }
+#undef STEP
+
+    UNROLL for (int r = 0; r < rows; r++) {
+        for (int h = PARTS / 2; h; h /= 2)
+            for (int part = 0; part < h; part++)
+                UNROLL for (int c = 0; c < cols; c++)
+                    sum[part][r][c] = NAME(add)(sum[part][r][c], sum[part + h][r][c]);
+        VEC *lanes = sum[0][r];
+        int n = cols;
+        UNROLL for (int w = WIDTH / 2; w; w /= 2) {
+            UNROLL for (int c = 0; c < (n + 1) / 2; c++)
+                lanes[c] = NAME(fold)(lanes[2 * c], lanes[2 * c + 1 < n ? 2 * c + 1 : 2 * c], w);
+            n = (n + 1) / 2;
+        }
+        UNROLL for (int c = 0; c < cols; c += WIDTH) {
+            const int count = cols - c < WIDTH ? cols - c : WIDTH;
+            VEC total = lanes[c / WIDTH];
+            if (!first) total = NAME(add)(NAME(load_first)(y + r * y_row + c, count), total);
+            if (bias) total = NAME(add)(total, NAME(load_first)(bias + c, count));
+            NAME(store_first)(y + r * y_row + c, total, count);
+        }
+    }
+}
+
+/* a[r][s] is a[r * a_row + s * a_step]; v and y are `cols` vectors wide, the last with `tail` elements (0: full). */
+INLINE void NAME(axpy_tile)(ptrdiff_t steps, const REAL *a, ptrdiff_t a_row, ptrdiff_t a_step,
+                            const REAL *v, ptrdiff_t v_row, REAL *y, ptrdiff_t y_row,
+                            enum axpy_mode mode, int tail, const int rows, const int cols) {
+    VEC acc[AXPY_ROWS][AXPY_COLS];
+#define LOAD(p, c) (tail && (c) == cols - 1 ? NAME(load_first)((p) + (c) * WIDTH, tail) : NAME(load)((p) + (c) * WIDTH))
+
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int c = 0; c < cols; c++)
+            acc[r][c] = mode == AXPY_CONTINUE ? LOAD(y + r * y_row, c) : NAME(zero)();
+    for (ptrdiff_t s = 0; s < steps; s++) {
+        VEC vs[AXPY_COLS];
+        UNROLL for (int c = 0; c < cols; c++) vs[c] = LOAD(v + s * v_row, c);
+        UNROLL for (int r = 0; r < rows; r++) {
+            const VEC ar = NAME(splat)(a[r * a_row + s * a_step]);
+            UNROLL for (int c = 0; c < cols; c++) acc[r][c] = NAME(fma)(ar, vs[c], acc[r][c]);
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int c = 0; c < cols; c++) {
+            REAL *p = y + r * y_row;
+            const VEC total = mode == AXPY_ADD ? NAME(add)(LOAD(p, c), acc[r][c]) : acc[r][c];
+            if (tail && c == cols - 1) NAME(store_first)(p + c * WIDTH, total, tail);
+            else NAME(store)(p + c * WIDTH, total);
+        }
+#undef LOAD
+}
+
+/* One function for each shape of tile, the two tables of them, and what a loop calls: dot() takes the tile that is
+   `rows` by `cols` sums, axpy() the one that is `rows` high and `width` elements wide. */
+#define DOT_ARGUMENTS const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdiff_t w_row, ptrdiff_t k, \
+    REAL *y, ptrdiff_t y_row, const REAL *bias, int first
+#define DEFINE(r, c) static void NAME(dot_##r##x##c)(DOT_ARGUMENTS) { \
+    NAME(dot_tile)(x, x_row, w, w_row, k, y, y_row, bias, first, r, c); \
+}
+DOT_TILES(DEFINE)
+#undef DEFINE
+#define ENTRY(r, c) [r][c] = NAME(dot_##r##x##c),
+static void (*const NAME(dot_table)[DOT_ROWS + 1][TILE_COLS + 1])(DOT_ARGUMENTS) = {DOT_TILES(ENTRY)};
+#undef ENTRY
+INLINE void NAME(dot)(int rows, int cols, DOT_ARGUMENTS) {
+    NAME(dot_table)[rows][cols](x, x_row, w, w_row, k, y, y_row, bias, first);
+}
+
+#define AXPY_ARGUMENTS ptrdiff_t steps, const REAL *a, ptrdiff_t a_row, ptrdiff_t a_step, \
+    const REAL *v, ptrdiff_t v_row, REAL *y, ptrdiff_t y_row, enum axpy_mode mode
+#define DEFINE(r, c) \
+    static void NAME(axpy_##r##x##c)(AXPY_ARGUMENTS, int tail) { \
+        if (tail) NAME(axpy_tile)(steps, a, a_row, a_step, v, v_row, y, y_row, mode, tail, r, c); \
+        else NAME(axpy_tile)(steps, a, a_row, a_step, v, v_row, y, y_row, mode, 0, r, c); \
+    }
+AXPY_TILES(DEFINE)
+#undef DEFINE
+#define ENTRY(r, c) [r][c] = NAME(axpy_##r##x##c),
+static void (*const NAME(axpy_table)[AXPY_ROWS + 1][AXPY_COLS + 1])(AXPY_ARGUMENTS, int) = {AXPY_TILES(ENTRY)};
+#undef ENTRY
+INLINE void NAME(axpy)(int rows, int width, AXPY_ARGUMENTS) {
+    NAME(axpy_table)[rows][(width + WIDTH - 1) / WIDTH](steps, a, a_row, a_step, v, v_row, y, y_row, mode, width % WIDTH);
+}
+
+#undef DOT_ARGUMENTS
+#undef AXPY_ARGUMENTS
+#undef NAME
+#undef VEC
+#undef WIDTH
+#undef LANES
+
+#endif

@@ -1,0 +1,186 @@
+/* The vectors that the tiles are written in: one width and eight small functions for each instruction set.
+
+   vec_f32, vec_f64      VECTOR_BYTES of float or double
+   zero(), splat(s)      every lane 0, every lane s
+   load(p), store(p, v)  a whole vector at any address
+   load_first(p, n)      lanes 0..n-1 from p[0..n-1], the others 0; touches no other element (1 <= n <= lanes)
+   store_first(p, v, n)  the other direction; writes no other element
+   add(a, b)             a + b
+   fma(a, b, c)          a * b + c, rounded once where the instruction set can (HAS_FMA), else twice
+   fold(a, b, w)         one step of a sum over lanes, see below
+
+   To add an instruction set: one block of the #if chain below, and its row in _isa.py.
+   The build switches contraction off (-ffp-contract=off), so what is fused is what says fma. */
+#ifndef FASTLINEAR_VECTOR_H
+#define FASTLINEAR_VECTOR_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+/* GCC has __builtin_shufflevector from version 12, Clang always. Other compilers get arrays, and so does
+   -DFASTLINEAR_PLAIN, by which the test suite reaches that form on any machine. */
+#if !defined(FASTLINEAR_PLAIN) && defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define GNU_VECTORS 1
+#endif
+#endif
+
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#elif defined(_MSC_VER)
+#define INLINE static __forceinline
+#else
+#define INLINE static inline
+#endif
+
+/* ---- one block for each instruction set: width, registers, fma, partial loads and stores ---- */
+
+#if defined(GNU_VECTORS) && defined(__AVX512F__)
+
+#include <immintrin.h>
+#define VECTOR_BYTES 64
+#define VECTOR_REGISTERS 32
+#define HAS_FMA 1
+typedef __m512 vec_f32;
+typedef __m512d vec_f64;
+INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return _mm512_fmadd_pd(a, b, c); }
+#define FIRST(n) ((1u << (n)) - 1)
+INLINE vec_f32 load_first_f32(const float *p, int n) { return _mm512_maskz_loadu_ps((__mmask16)FIRST(n), p); }
+INLINE vec_f64 load_first_f64(const double *p, int n) { return _mm512_maskz_loadu_pd((__mmask8)FIRST(n), p); }
+INLINE void store_first_f32(float *p, vec_f32 v, int n) { _mm512_mask_storeu_ps(p, (__mmask16)FIRST(n), v); }
+INLINE void store_first_f64(double *p, vec_f64 v, int n) { _mm512_mask_storeu_pd(p, (__mmask8)FIRST(n), v); }
+
+#elif defined(GNU_VECTORS) && defined(__AVX2__) && defined(__FMA__)
+
+#include <immintrin.h>
+#define VECTOR_BYTES 32
+#define VECTOR_REGISTERS 16
+#define HAS_FMA 1
+typedef __m256 vec_f32;
+typedef __m256d vec_f64;
+INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return _mm256_fmadd_pd(a, b, c); }
+/* n elements of all ones, then zeros: a window on eight and eight. */
+static const int32_t FIRST_MASK[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+#define FIRST(n) _mm256_loadu_si256((const __m256i *)(FIRST_MASK + 8 - (n)))
+INLINE vec_f32 load_first_f32(const float *p, int n) { return _mm256_maskload_ps(p, FIRST(n)); }
+INLINE vec_f64 load_first_f64(const double *p, int n) { return _mm256_maskload_pd(p, FIRST(2 * n)); }
+INLINE void store_first_f32(float *p, vec_f32 v, int n) { _mm256_maskstore_ps(p, FIRST(n), v); }
+INLINE void store_first_f64(double *p, vec_f64 v, int n) { _mm256_maskstore_pd(p, FIRST(2 * n), v); }
+
+#else /* SSE2, NEON, and whatever else has 16-byte vectors or none */
+
+#define VECTOR_BYTES 16
+#if defined(GNU_VECTORS)
+typedef float vec_f32 __attribute__((vector_size(VECTOR_BYTES)));
+typedef double vec_f64 __attribute__((vector_size(VECTOR_BYTES)));
+#else
+typedef struct { float lane[VECTOR_BYTES / sizeof(float)]; } vec_f32;
+typedef struct { double lane[VECTOR_BYTES / sizeof(double)]; } vec_f64;
+#endif
+
+#if defined(GNU_VECTORS) && defined(__aarch64__)
+#include <arm_neon.h>
+#define VECTOR_REGISTERS 32
+#define HAS_FMA 1
+INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return vfmaq_f32(c, a, b); }
+INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return vfmaq_f64(c, a, b); }
+#else
+#define VECTOR_REGISTERS 16
+#define HAS_FMA 0
+#endif
+
+#define PARTIAL(real, suffix) \
+    INLINE vec_##suffix load_first_##suffix(const real *p, int n) { \
+        real lane[VECTOR_BYTES / sizeof(real)] = {0}; \
+        vec_##suffix v; \
+        for (int j = 0; j < n; j++) lane[j] = p[j]; \
+        memcpy(&v, lane, sizeof v); \
+        return v; \
+    } \
+    INLINE void store_first_##suffix(real *p, vec_##suffix v, int n) { \
+        real lane[VECTOR_BYTES / sizeof(real)]; \
+        memcpy(lane, &v, sizeof v); \
+        for (int j = 0; j < n; j++) p[j] = lane[j]; \
+    }
+PARTIAL(float, f32)
+PARTIAL(double, f64)
+
+#endif
+
+/* ---- the rest, the same for all: once on vectors, once on arrays ---- */
+
+/* fold(a, b, w) is one step of a sum over lanes. It sees a and b as runs of 2w lanes, adds the upper half of each
+   run to its lower half, and returns a's runs of w lanes before b's. Folding with w = lanes/2, ..., 2, 1 thus sums
+   each of up to `lanes` vectors into a lane of its own, in the order of the vectors; whatever the width, lane l is
+   first added to lane l + lanes/2, then to l + lanes/4, ... */
+#define FOLD_LANE(j, w, upper) ((j) / (w) * 2 * (w) + (j) % (w) + (upper) * (w))
+
+#if defined(GNU_VECTORS)
+
+#define L2(w, u) FOLD_LANE(0, w, u), FOLD_LANE(1, w, u)
+#define L4(w, u) L2(w, u), FOLD_LANE(2, w, u), FOLD_LANE(3, w, u)
+#define L8(w, u) L4(w, u), FOLD_LANE(4, w, u), FOLD_LANE(5, w, u), FOLD_LANE(6, w, u), FOLD_LANE(7, w, u)
+#define L16(w, u) L8(w, u), FOLD_LANE(8, w, u), FOLD_LANE(9, w, u), FOLD_LANE(10, w, u), FOLD_LANE(11, w, u), \
+    FOLD_LANE(12, w, u), FOLD_LANE(13, w, u), FOLD_LANE(14, w, u), FOLD_LANE(15, w, u)
+#define FOLD_STEP(LIST, w) \
+    case w: return __builtin_shufflevector(a, b, LIST(w, 0)) + __builtin_shufflevector(a, b, LIST(w, 1));
+
+#if VECTOR_BYTES == 64
+#define FOLD_STEPS_f32 FOLD_STEP(L16, 8) FOLD_STEP(L16, 4) FOLD_STEP(L16, 2) FOLD_STEP(L16, 1)
+#define FOLD_STEPS_f64 FOLD_STEP(L8, 4) FOLD_STEP(L8, 2) FOLD_STEP(L8, 1)
+#elif VECTOR_BYTES == 32
+#define FOLD_STEPS_f32 FOLD_STEP(L8, 4) FOLD_STEP(L8, 2) FOLD_STEP(L8, 1)
+#define FOLD_STEPS_f64 FOLD_STEP(L4, 2) FOLD_STEP(L4, 1)
+#else
+#define FOLD_STEPS_f32 FOLD_STEP(L4, 2) FOLD_STEP(L4, 1)
+#define FOLD_STEPS_f64 FOLD_STEP(L2, 1)
+#endif
+
+/* s - 0 is s for every s, signed zeros and NaNs too (s + 0 is not), so this compiles to a plain broadcast. */
+#define COMMON(real, suffix) \
+    typedef vec_##suffix unaligned_##suffix __attribute__((aligned(sizeof(real)), may_alias)); \
+    INLINE vec_##suffix zero_##suffix(void) { return (vec_##suffix){0}; } \
+    INLINE vec_##suffix splat_##suffix(real s) { return s - (vec_##suffix){0}; } \
+    INLINE vec_##suffix load_##suffix(const real *p) { return *(const unaligned_##suffix *)p; } \
+    INLINE void store_##suffix(real *p, vec_##suffix v) { *(unaligned_##suffix *)p = v; } \
+    INLINE vec_##suffix add_##suffix(vec_##suffix a, vec_##suffix b) { return a + b; } \
+    INLINE vec_##suffix fold_##suffix(vec_##suffix a, vec_##suffix b, int w) { \
+        switch (w) { FOLD_STEPS_##suffix } \
+        return a; \
+    }
+#if !HAS_FMA
+INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return a * b + c; }
+INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return a * b + c; }
+#endif
+
+#else
+
+#define EACH_LANE(suffix, expression) \
+    vec_##suffix v; \
+    for (int j = 0; j < (int)(sizeof v / sizeof v.lane[0]); j++) v.lane[j] = (expression); \
+    return v;
+#define COMMON(real, suffix) \
+    INLINE vec_##suffix zero_##suffix(void) { EACH_LANE(suffix, 0) } \
+    INLINE vec_##suffix splat_##suffix(real s) { EACH_LANE(suffix, s) } \
+    INLINE vec_##suffix load_##suffix(const real *p) { EACH_LANE(suffix, p[j]) } \
+    INLINE void store_##suffix(real *p, vec_##suffix v) { memcpy(p, v.lane, sizeof v); } \
+    INLINE vec_##suffix add_##suffix(vec_##suffix a, vec_##suffix b) { EACH_LANE(suffix, a.lane[j] + b.lane[j]) } \
+    INLINE vec_##suffix fma_##suffix(vec_##suffix a, vec_##suffix b, vec_##suffix c) { \
+        EACH_LANE(suffix, a.lane[j] * b.lane[j] + c.lane[j]) \
+    } \
+    INLINE vec_##suffix fold_##suffix(vec_##suffix a, vec_##suffix b, int w) { \
+        real lane[2 * VECTOR_BYTES / sizeof(real)]; \
+        memcpy(lane, &a, sizeof a); \
+        memcpy(lane + VECTOR_BYTES / sizeof(real), &b, sizeof b); \
+        EACH_LANE(suffix, lane[FOLD_LANE(j, w, 0)] + lane[FOLD_LANE(j, w, 1)]) \
+    }
+
+#endif
+
+COMMON(float, f32)
+COMMON(double, f64)
+
+#endif

@@ -1,0 +1,344 @@
+"""The fully-connected layer. Here is what a user meets: making a layer, taking arguments of any kind, moving state.
+
+The short way of a call and the layer's memory are in ``_layer.pyx``, the arithmetic in ``_kernels.pyx``. The methods
+with a leading underscore are the long way: they check what the short way did not accept, raise or convert, and call
+the public method again with arrays that it accepts.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from fastlinear._layer import Layer
+
+Array = NDArray[Any]
+
+_ALIGNMENT = 64
+_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any], make: Any = np.empty) -> Array:
+    """A new C-contiguous array that begins on a cache line."""
+    size = int(np.prod(shape, dtype=object))
+    pad = _ALIGNMENT // dtype.itemsize
+    memory = make(size + pad, dtype)
+    start = -memory.ctypes.data % _ALIGNMENT // dtype.itemsize
+    return memory[start : start + size].reshape(shape)  # type: ignore[no-any-return]
+
+
+def _layer_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    wanted = np.dtype(dtype)
+    if wanted not in _DTYPES:
+        raise TypeError(f"Linear: dtype must be float32 or float64, got {wanted}")
+    return wanted
+
+
+def _size(name: str, value: Any) -> int:
+    try:
+        size = operator.index(value)
+    except TypeError:
+        raise TypeError(f"Linear: {name} must be an integer, got {type(value).__name__} {value!r}") from None
+    if size < 0:
+        raise ValueError(f"Linear: {name} must not be negative, got {size}")
+    return size
+
+
+class Linear(Layer):
+    """A fully-connected layer, y = x Wᵀ + b, with its gradients.
+
+    Torch7's and PyTorch's ``nn.Linear`` on a CPU, on plain ndarrays and without autograd. ``forward`` and each
+    ``backward`` take vectors (in_features,), matrices (batch, in_features) and arrays with more leading axes.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        Sizes of the last axis of x and of y; 0 is allowed.
+    bias : bool
+        Whether there is a b.
+    dtype : float32 or float64
+        Of the parameters, the inputs and the outputs.
+    rng : None, int or numpy.random.Generator
+        Seed or source of the initial parameters: uniform in ±1/sqrt(in_features), as in Torch7 and PyTorch.
+
+    Backward is stateless: it uses its arguments and the parameters only, so one layer can serve many threads and
+    many time steps. Arrays that are C-contiguous, aligned and of the layer's dtype are used as they are; strided,
+    Fortran-ordered, byte-swapped or misaligned ones, lists, and arrays of another library (``__dlpack__``,
+    ``__array__``) are converted. A dtype that does not cast safely is a TypeError, a wrong shape a ValueError; both
+    come before anything is written.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        dtype: DTypeLike = np.float32,
+        rng: int | np.random.Generator | None = None,
+    ) -> None:
+        shape = _size("out_features", out_features), _size("in_features", in_features)
+        kind = _layer_dtype(dtype)
+        self._bind(_aligned(shape, kind), _aligned(shape[:1], kind) if bias else None)
+        self.reset(rng)
+
+    @classmethod
+    def from_weights(cls, weight: ArrayLike, bias: ArrayLike | None = None, copy: bool = True) -> Linear:
+        """A layer with these parameters: weight (out_features, in_features), bias (out_features,) or None.
+
+        The layer has the dtype of weight. With ``copy=False`` it shares the memory of both arrays, which must then
+        be C-contiguous, aligned, writable ndarrays of that dtype; what cannot be shared is a ValueError.
+        """
+        w = weight if isinstance(weight, np.ndarray) else _foreign("from_weights: weight", weight)
+        if not isinstance(weight, np.ndarray) and w.dtype.kind in "biu":
+            w = w.astype(np.float32)
+        if w.dtype.newbyteorder("=") not in _DTYPES:
+            raise TypeError(f"from_weights: weight must be float32 or float64, got {w.dtype}")
+        if w.ndim != 2:
+            raise ValueError(f"from_weights: weight must have shape (out_features, in_features), got {w.shape}")
+        dtype = w.dtype.newbyteorder("=")
+        b = None if bias is None else bias if isinstance(bias, np.ndarray) else _foreign("from_weights: bias", bias)
+        if b is not None:
+            if not isinstance(bias, (np.ndarray, np.generic)) and b.dtype.kind in "biuf":
+                b = b.astype(dtype)
+            _check_cast("from_weights: bias", b.dtype, dtype)
+            if b.shape != w.shape[:1]:
+                raise ValueError(f"from_weights: bias must have shape {w.shape[:1]} to match weight, got {b.shape}")
+        if copy:
+            w = _filled(w, dtype)
+            b = None if b is None else _filled(b, dtype)
+        else:
+            for name, given, array in (("weight", weight, w), ("bias", bias, b)):
+                if array is not None and not (
+                    given is array and array.dtype == dtype and array.flags.carray and array.dtype.isnative
+                ):
+                    raise ValueError(
+                        f"from_weights: copy=False needs {name} as a C-contiguous, aligned, writable ndarray of "
+                        f"{dtype}, got {_describe(given)}; use copy=True"
+                    )
+            if b is not None and np.may_share_memory(w, b):
+                raise ValueError("from_weights: copy=False needs weight and bias not to overlap; use copy=True")
+        layer = cls.__new__(cls)
+        layer._bind(np.asarray(w), None if b is None else np.asarray(b))
+        return layer
+
+    # ---- the parameters
+
+    def reset(self, rng: int | np.random.Generator | None = None, stdv: float | None = None) -> None:
+        """Draw new parameters, uniform in ±1/sqrt(in_features), or in ±stdv·sqrt(3) (Torch7: reset).
+
+        rng: seed or Generator. stdv: the standard deviation wanted, >= 0. The gradients stay as they are.
+        """
+        if stdv is None:
+            bound = self.in_features**-0.5 if self.in_features else 0.0
+        else:
+            bound = self._number("stdv", stdv) * 3**0.5
+            if not 0 <= bound < np.inf:
+                raise ValueError(f"{self._name}: stdv must be finite and not negative, got {stdv!r}")
+        generator = np.random.default_rng(rng)
+        for parameter in self._memory()[:2]:
+            if parameter is not None:
+                generator.random(out=parameter, dtype=self.dtype)
+                parameter *= 2 * bound
+                parameter -= bound
+
+    def zero_grad(self) -> None:
+        """Set grad_weight and grad_bias to zero (Torch7: zeroGradParameters)."""
+        for gradient in self._memory()[2:]:
+            if gradient is not None:
+                gradient.fill(0)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of the parameters under PyTorch's names: ``weight`` and, if there is one, ``bias``."""
+        return {name: p.copy() for name, p in zip(("weight", "bias"), self._memory(), strict=False) if p is not None}
+
+    def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
+        """Copy parameters in. The keys must be those of state_dict(); a missing, surplus or misshaped one is a
+        ValueError, an unsafe dtype a TypeError, and then nothing has changed."""
+        if not isinstance(state, Mapping):
+            raise TypeError(f"{self._name}: the state must be a mapping, got {type(state).__name__}")
+        parameters = {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
+        if set(state) != set(parameters):
+            raise ValueError(
+                f"{self._name}: the state must have the keys {sorted(parameters)}, got {sorted(map(str, state))}"
+            )
+        values = {name: self._values(name, p.shape, state[name]) for name, p in parameters.items()}
+        for name, parameter in parameters.items():
+            self._check_frozen(name, parameter)
+        for name, parameter in parameters.items():
+            parameter[...] = values[name]
+
+    def astype(self, dtype: DTypeLike) -> Linear:
+        """A copy of the layer in another dtype, gradients included."""
+        kind = _layer_dtype(dtype)
+        layer = type(self).__new__(type(self))
+        layer._bind(*(None if p is None else _filled(p, kind) for p in self._memory()))
+        return layer
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, dtype={self.dtype})"
+        )
+
+    # copy.copy shares the parameters, as a shallow copy of any object shares its members; copy.deepcopy and pickle
+    # have their own. The gradients come along.
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).__new__, (type(self),), (self._memory(), getattr(self, "__dict__", None))
+
+    def __setstate__(self, state: tuple[tuple[Array | None, ...], dict[str, Any] | None]) -> None:
+        memory, attributes = state
+        self._bind(*(p if p is None or p.flags.carray else _filled(p, p.dtype) for p in memory))
+        if attributes:
+            self.__dict__.update(attributes)
+
+    # ---- the long way of a call
+
+    def _forward(self, x: Any, out: Any) -> Array:
+        x = self._rows("x", x, self.in_features)
+        self._check_out(out, (*x.shape[:-1], self.out_features))
+        return self._deliver(self.forward(x), out)
+
+    def _backward_input(self, grad_output: Any, out: Any) -> Array:
+        grad_output = self._rows("grad_output", grad_output, self.out_features)
+        self._check_out(out, (*grad_output.shape[:-1], self.in_features))
+        return self._deliver(self.backward_input(grad_output), out)
+
+    def _backward(self, x: Any, grad_output: Any, out: Any, scale: float, input_grad: bool) -> Array | None:
+        x, grad_output = self._pair(x, grad_output, out, input_grad)
+        return self._deliver(self.backward(x, grad_output, scale=scale, input_grad=input_grad), out)
+
+    def _backward_update(self, x: Any, grad_output: Any, lr: float, out: Any, input_grad: bool) -> Array | None:
+        x, grad_output = self._pair(x, grad_output, out, input_grad)
+        return self._deliver(self.backward_update(x, grad_output, lr, input_grad=input_grad), out)
+
+    def _pair(self, x: Any, grad_output: Any, out: Any, input_grad: bool) -> tuple[Array, Array]:
+        """x and grad_output as the short way wants them, apart from all that backward writes to."""
+        x = self._rows("x", x, self.in_features)
+        grad_output = self._rows("grad_output", grad_output, self.out_features)
+        if x.shape[:-1] != grad_output.shape[:-1]:
+            raise ValueError(
+                f"{self._name}: grad_output must have shape {(*x.shape[:-1], self.out_features)} to match x of shape "
+                f"{x.shape}, got {grad_output.shape}"
+            )
+        if out is not None and not input_grad:
+            raise ValueError(f"{self._name}: out is for grad_input, which input_grad=False leaves out")
+        self._check_out(out, x.shape)
+        own = [p for p in self._memory() if p is not None]
+        x, grad_output = (a.copy() if any(np.may_share_memory(a, p) for p in own) else a for a in (x, grad_output))
+        return x, grad_output
+
+    def _rows(self, name: str, value: Any, features: int) -> Array:
+        """value as a C-contiguous, aligned ndarray of the layer's dtype, with `features` in its last axis."""
+        if self.dtype is None:
+            raise RuntimeError(f"{type(self).__name__} has no parameters yet: its __init__ was not called")
+        array = self._cast(name, value)
+        if array.ndim == 0 or array.shape[-1] != features:
+            raise ValueError(
+                f"{self._name}: {name} must have {features} features in its last axis, got shape {array.shape}"
+            )
+        return np.require(array, self.dtype, "CA").view(np.ndarray)
+
+    def _cast(self, name: str, value: Any) -> Array:
+        """value as an ndarray whose dtype casts safely to the layer's. Python's own numbers have none and are just
+        converted."""
+        array = value if isinstance(value, np.ndarray) else _foreign(f"{self._name}: {name}", value)
+        if isinstance(value, (list, tuple, int, float)) and array.dtype.kind in "biuf":
+            return array.astype(self.dtype)
+        _check_cast(f"{self._name}: {name}", array.dtype, self.dtype)
+        return array
+
+    def _check_out(self, out: Any, shape: tuple[int, ...]) -> None:
+        if out is None:
+            return
+        if not isinstance(out, np.ndarray):
+            raise TypeError(f"{self._name}: out must be a numpy.ndarray, got {type(out).__name__}")
+        if out.dtype != self.dtype:
+            raise TypeError(f"{self._name}: out must have dtype {self.dtype}, got {out.dtype}")
+        if out.shape != shape:
+            raise ValueError(f"{self._name}: out must have shape {shape}, got {out.shape}")
+        if not out.flags.writeable:
+            raise ValueError(f"{self._name}: out must be writable, got a read-only array")
+
+    @staticmethod
+    def _deliver(result: Array | None, out: Any) -> Any:
+        """The result, in out if there is one. It was computed apart, so out may overlap anything."""
+        if out is None:
+            return result
+        out[...] = result
+        return out
+
+    def _assign(self, name: str, memory: Array | None, value: Any) -> None:
+        """What `layer.weight = value` and its like do."""
+        if memory is None:
+            raise ValueError(f"{self._name}: there is no {name}: the layer was made with bias=False")
+        values = self._values(name, memory.shape, value)
+        self._check_frozen(name, memory)
+        memory[...] = values
+
+    def _values(self, name: str, shape: tuple[int, ...], value: Any) -> Array:
+        array = self._cast(name, value)
+        if array.shape != shape:
+            raise ValueError(f"{self._name}: {name} must have shape {shape}, got {array.shape}")
+        return array
+
+    def _check_frozen(self, name: str, memory: Array) -> None:
+        if not memory.flags.writeable:
+            raise ValueError(f"{self._name}: {name} was made read-only (flags.writeable = False), so it cannot change")
+
+    def _number(self, name: str, value: Any) -> float:
+        try:
+            return float(operator.index(value) if isinstance(value, int) else value.__float__())
+        except (TypeError, AttributeError):
+            raise TypeError(f"{self._name}: {name} must be a real number, got {type(value).__name__}") from None
+
+    def _zeros(self, shape: tuple[int, ...]) -> Array:
+        return _aligned(shape, self.dtype, np.zeros)
+
+    @property
+    def _name(self) -> str:
+        return f"{type(self).__name__}({self.in_features}, {self.out_features})"
+
+
+def _foreign(name: str, value: Any) -> Array:
+    """An ndarray of something that is not one: without a copy where its library allows that."""
+    try:
+        if hasattr(value, "__dlpack__"):
+            try:
+                return np.from_dlpack(value)
+            except (BufferError, RuntimeError, TypeError, AttributeError):
+                if not hasattr(value, "__array__"):
+                    raise
+        return np.asarray(value)
+    except (BufferError, RuntimeError, TypeError) as error:
+        raise TypeError(f"{name} cannot be read as an array: {type(value).__name__}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be read as an array: {error}") from error
+
+
+def _check_cast(name: str, came: np.dtype[Any], wanted: np.dtype[Any]) -> None:
+    if not np.can_cast(came, wanted, "safe"):
+        raise TypeError(
+            f"{name} has dtype {came}, which does not cast safely to the layer's {wanted}; convert it with "
+            f"astype({wanted}) or use a layer of another dtype"
+        )
+
+
+def _filled(values: Array, dtype: np.dtype[Any]) -> Array:
+    """An aligned copy."""
+    array = _aligned(values.shape, dtype)
+    array[...] = values
+    return array
+
+
+def _describe(value: Any) -> str:
+    if not isinstance(value, np.ndarray):
+        return type(value).__name__
+    flags = [name for name in ("c_contiguous", "aligned", "writeable") if not getattr(value.flags, name)]
+    return f"{value.dtype} " + (f"({', '.join('not ' + f for f in flags)})" if flags else "array")
