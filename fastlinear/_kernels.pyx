@@ -19,6 +19,7 @@ setup.py compiles this file once for each instruction set, with nothing but flag
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport prange
 
+from libc.string cimport memcpy
 from fastlinear._table cimport KernelTable
 
 ctypedef fused real:
@@ -26,18 +27,21 @@ ctypedef fused real:
     double
 
 cdef extern from "_tile.h" nogil:
-    const int DOT_ROWS, AXPY_ROWS, AXPY_COLS, VECTOR_BYTES
+    const int DOT_ROWS, AXPY_ROWS, UPDATE_ROWS, VECTOR_BYTES
     const int DOT_COLS[]
+    const int AXPY_COLS[]
     ctypedef enum axpy_mode "enum axpy_mode":
         AXPY_CONTINUE, AXPY_START, AXPY_ADD
     void dot_f32(int, int, const float*, Py_ssize_t, const float*, Py_ssize_t, Py_ssize_t,
                  float*, Py_ssize_t, const float*, bint)
     void dot_f64(int, int, const double*, Py_ssize_t, const double*, Py_ssize_t, Py_ssize_t,
                  double*, Py_ssize_t, const double*, bint)
-    void axpy_f32(int, int, Py_ssize_t, const float*, Py_ssize_t, Py_ssize_t, const float*, Py_ssize_t,
+    void axpy_f32(int, Py_ssize_t, Py_ssize_t, const float*, Py_ssize_t, Py_ssize_t, const float*, Py_ssize_t,
                   float*, Py_ssize_t, axpy_mode)
-    void axpy_f64(int, int, Py_ssize_t, const double*, Py_ssize_t, Py_ssize_t, const double*, Py_ssize_t,
+    void axpy_f64(int, Py_ssize_t, Py_ssize_t, const double*, Py_ssize_t, Py_ssize_t, const double*, Py_ssize_t,
                   double*, Py_ssize_t, axpy_mode)
+    void update_f32(int, Py_ssize_t, const float*, const float*, float, float*, Py_ssize_t, float*, bint)
+    void update_f64(int, Py_ssize_t, const double*, const double*, double, double*, Py_ssize_t, double*, bint)
 
 cdef enum:
     # These two are part of the contract on bits: they say where a sum is cut.
@@ -48,7 +52,7 @@ cdef enum:
     # These may be anything.
     X_BLOCK = 128          # forward: rows of x whose K_BLOCK_BYTES stay in L2 (512 KiB) while W passes by
     B_BLOCK = 256          # grad_weight: rows of x whose tile-wide columns (64 KiB) stay in L2
-    CHUNK = 512            # grad_input: columns of the output that stay in L1 while rows of W stream past a small batch
+    CHUNK = 2048           # grad_input: columns of the output that stay in L1 while rows of W stream past a small batch
     STREAMS = 8            # rows of W that stream together
     MOST_ROWS = 8          # no axpy tile is higher
 
@@ -63,12 +67,25 @@ cdef inline void dot(int rows, int cols, const real* x, Py_ssize_t x_row, const 
         dot_f64(rows, cols, x, x_row, w, w_row, k, y, y_row, bias, first)
 
 
-cdef inline void axpy(int rows, int width, Py_ssize_t steps, const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
+cdef inline void axpy(int rows, Py_ssize_t width, Py_ssize_t steps, const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
                       const real* v, Py_ssize_t v_row, real* y, Py_ssize_t y_row, axpy_mode mode) noexcept nogil:
     if real is float:
         axpy_f32(rows, width, steps, a, a_row, a_step, v, v_row, y, y_row, mode)
     else:
         axpy_f64(rows, width, steps, a, a_row, a_step, v, v_row, y, y_row, mode)
+
+
+cdef inline void update_one(int rows, Py_ssize_t width, const real* x, const real* g, real scale,
+                            real* w, Py_ssize_t w_row, real* y, bint first) noexcept nogil:
+    if real is float:
+        update_f32(rows, width, x, g, scale, w, w_row, y, first)
+    else:
+        update_f64(rows, width, x, g, scale, w, w_row, y, first)
+
+
+cdef inline Py_ssize_t axpy_width(int rows, real* dtype) noexcept nogil:
+    """How many columns a tile of that many rows has."""
+    return AXPY_COLS[rows] * (VECTOR_BYTES // <Py_ssize_t> sizeof(real))
 
 
 # ---- dividing a range into tiles, blocks and threads
@@ -95,6 +112,9 @@ cdef void forward_part(const real* x, const real* weight, const real* bias, real
                        Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
     cdef Py_ssize_t k_block = K_BLOCK_BYTES // sizeof(real), panel, k, b, o, n, b0, b1, k0, o0, o1
     cdef int rows, cols
+    cdef real copied[8 * 2048]
+    cdef const real* w
+    cdef Py_ssize_t w_row
     b0 = b_begin
     while b0 < b_end:
         b1 = min(b0 + X_BLOCK, b_end)
@@ -110,10 +130,17 @@ cdef void forward_part(const real* x, const real* weight, const real* bias, real
                 k = min(k_block, in_features - k0)
                 o = o0
                 while o < o1:
+                    w = weight + o * in_features + k0
+                    w_row = in_features
+                    if panel != cols:
+                        for b in range(min(cols, o1 - o)):
+                            memcpy(copied + b * k_block, w + b * in_features, k * sizeof(real))
+                        w = copied
+                        w_row = k_block
                     b = b0
                     while b < b1:
                         dot(<int> min(rows, b1 - b), <int> min(cols, o1 - o), x + b * in_features + k0, in_features,
-                            weight + o * in_features + k0, in_features, k, out + b * out_features + o, out_features,
+                            w, w_row, k, out + b * out_features + o, out_features,
                             bias + o if bias != NULL and k0 + k == in_features else NULL, k0 == 0)
                         b += rows
                     o += cols
@@ -144,8 +171,8 @@ cdef void grad_weight_part(const real* x, const real* grad_output, real scale, r
     # An exact left fold over the batch: each tile goes on from what is stored. The scale is applied to grad_output
     # first, on a copy of the tile's columns, which then also lie together.
     cdef real scaled[B_BLOCK * MOST_ROWS]
-    cdef int rows = even(o_end - o_begin, AXPY_ROWS), width = AXPY_COLS * (VECTOR_BYTES // <int> sizeof(real)), r, high
-    cdef Py_ssize_t b0, b, o, i, n
+    cdef int rows = even(o_end - o_begin, AXPY_ROWS), r, high
+    cdef Py_ssize_t b0, b, o, n
     b0 = 0
     while b0 < batch:
         n = min(B_BLOCK, batch - b0)
@@ -155,18 +182,15 @@ cdef void grad_weight_part(const real* x, const real* grad_output, real scale, r
             for b in range(n):
                 for r in range(high):
                     scaled[b * high + r] = scale * grad_output[(b0 + b) * out_features + o + r]
-            i = i_begin
-            while i < i_end:
-                axpy(high, <int> min(width, i_end - i), n, scaled, 1, high,
-                     x + b0 * in_features + i, in_features, out + o * in_features + i, in_features, AXPY_CONTINUE)
-                i += width
+            axpy(high, i_end - i_begin, n, <const real*> scaled, 1, high, x + b0 * in_features + i_begin, in_features,
+                 out + o * in_features + i_begin, in_features, AXPY_CONTINUE)
             o += rows
         b0 += n
 
 
 cdef void grad_weight_loops(const real* x, const real* grad_output, real scale, real* out, Py_ssize_t batch,
                             Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
-    cdef int thread, width = AXPY_COLS * (VECTOR_BYTES // <int> sizeof(real))
+    cdef int thread, grain = 64
     if threads == 1:
         grad_weight_part(x, grad_output, scale, out, batch, 0, out_features, 0, in_features, in_features, out_features)
     elif out_features >= in_features // 8:
@@ -177,7 +201,7 @@ cdef void grad_weight_loops(const real* x, const real* grad_output, real scale, 
     else:
         for thread in prange(threads, num_threads=threads, schedule="static"):
             grad_weight_part(x, grad_output, scale, out, batch, 0, out_features,
-                             share(in_features, width, thread, threads), share(in_features, width, thread + 1, threads),
+                             share(in_features, grain, thread, threads), share(in_features, grain, thread + 1, threads),
                              in_features, out_features)
 
 
@@ -201,9 +225,11 @@ cdef void sweep(const real* x, const real* grad_output, real scale, real* weight
     # A batch of one tile of rows streams W: a few rows at a time, the sums of a chunk of columns waiting in L1. A
     # larger batch takes a whole block of rows at a time, so that the sums stay in registers.
     cdef real waiting[MOST_ROWS * CHUNK]
-    cdef int rows = even(b_end - b_begin, AXPY_ROWS), width = AXPY_COLS * (VECTOR_BYTES // <int> sizeof(real)), wide
+    cdef int rows = even(b_end - b_begin, AXPY_ROWS)
     cdef bint stream = b_end - b_begin == rows
-    cdef Py_ssize_t group = STREAMS if stream else O_BLOCK
+    cdef bint fused = rows == 1 and stream and x != NULL and out != NULL
+    cdef Py_ssize_t group = UPDATE_ROWS if fused else STREAMS if stream else O_BLOCK
+    cdef Py_ssize_t width = CHUNK if stream else axpy_width(rows, out)
     cdef Py_ssize_t i0, i1, o0, o1, o, b, i, n, steps, y_row
     cdef axpy_mode mode
     cdef real* y
@@ -219,20 +245,24 @@ cdef void sweep(const real* x, const real* grad_output, real scale, real* weight
             o = o0
             while True:
                 steps = min(group, o1 - o)
-                if out != NULL:
-                    i = i0
-                    while i < i1:
-                        wide = <int> min(width, i1 - i)
-                        b = b_begin
-                        while b < b_end:
-                            axpy(<int> min(rows, b_end - b), wide, steps, grad_output + b * out_features + o,
-                                 out_features, 1, weight + o * in_features + i, in_features,
-                                 y + (b - b_begin) * y_row + i - i0, y_row, mode)
-                            b += rows
-                        i += width
-                if x != NULL:
-                    grad_weight_part(x, grad_output, scale, weight, b_end, o, o + steps, i0, i1,
-                                     in_features, out_features)
+                if fused and steps > 0:
+                    update_one(<int> steps, i1 - i0, x + i0, grad_output + o, scale, weight + o * in_features + i0,
+                               in_features, y, mode == AXPY_START)
+                else:
+                    if out != NULL:
+                        i = i0
+                        while i < i1:
+                            b = b_begin
+                            while b < b_end:
+                                axpy(<int> min(rows, b_end - b), min(width, i1 - i), steps,
+                                     grad_output + b * out_features + o, out_features, 1,
+                                     weight + o * in_features + i, in_features,
+                                     y + (b - b_begin) * y_row + i - i0, y_row, mode)
+                                b += rows
+                            i += width
+                    if x != NULL:
+                        grad_weight_part(x, grad_output, scale, weight, b_end, o, o + steps, i0, i1,
+                                         in_features, out_features)
                 mode = AXPY_CONTINUE
                 o += group
                 if o >= o1:
@@ -246,14 +276,14 @@ cdef void sweep(const real* x, const real* grad_output, real scale, real* weight
 
 cdef void grad_input_loops(const real* grad_output, const real* weight, real* out, Py_ssize_t batch,
                            Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
-    cdef int thread, width = AXPY_COLS * (VECTOR_BYTES // <int> sizeof(real))
+    cdef int thread, grain = 64
     if threads == 1:
         sweep(<const real*> NULL, grad_output, <real> 0, <real*> weight, out, 0, batch, 0, in_features,
               in_features, out_features)
     elif in_features >= batch:
         for thread in prange(threads, num_threads=threads, schedule="static"):
             sweep(<const real*> NULL, grad_output, <real> 0, <real*> weight, out, 0, batch,
-                  share(in_features, width, thread, threads), share(in_features, width, thread + 1, threads),
+                  share(in_features, grain, thread, threads), share(in_features, grain, thread + 1, threads),
                   in_features, out_features)
     else:
         for thread in prange(threads, num_threads=threads, schedule="static"):
@@ -265,13 +295,13 @@ cdef void grad_input_loops(const real* grad_output, const real* weight, real* ou
 cdef void update_loops(const real* x, const real* grad_output, real lr, real* weight, real* bias, real* out,
                        Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
     # Threads share out columns only: those of W change for no other thread's columns of grad_input.
-    cdef int thread, width = AXPY_COLS * (VECTOR_BYTES // <int> sizeof(real))
+    cdef int thread, grain = 64
     if threads == 1:
         sweep(x, grad_output, -lr, weight, out, 0, batch, 0, in_features, in_features, out_features)
     else:
         for thread in prange(threads, num_threads=threads, schedule="static"):
-            sweep(x, grad_output, -lr, weight, out, 0, batch, share(in_features, width, thread, threads),
-                  share(in_features, width, thread + 1, threads), in_features, out_features)
+            sweep(x, grad_output, -lr, weight, out, 0, batch, share(in_features, grain, thread, threads),
+                  share(in_features, grain, thread + 1, threads), in_features, out_features)
     if bias != NULL:
         grad_bias_loops(grad_output, -lr, bias, batch, out_features)
 

@@ -1,7 +1,8 @@
-/* The register tiles: the two loops that all time is spent in.
+/* The register tiles: the loops that all time is spent in.
 
-   dot_tile    y[b][o]  = sum over k of x[b][k] w[o][k]     lanes run along k, for both operands
-   axpy_tile   y[r][i] += sum over s of a[r][s] v[s][i]     lanes run along i; a is a scalar for the whole vector
+   dot_tile     y[b][o]  = sum over k of x[b][k] w[o][k]     lanes run along k, for both operands
+   axpy_tile    y[r][i] += sum over s of a[r][s] v[s][i]     lanes run along i; a is a scalar for the whole vector
+   update_tile  both axpys of a backward_update, for one example
 
    A tile keeps rows x cols vectors of sums in registers: as many as there are, less those for the operands, because
    each load then serves the most multiply-adds. The file includes itself once for each dtype.
@@ -24,7 +25,9 @@
 #endif
 
 /* The tiles that there are: T(rows, cols) for each. Fewer rows leave registers for more columns, down to the vector
-   (one row), where eight rows of W at once beat four by half from memory: more streams for the prefetcher. */
+   (one row), where eight rows of W at once beat four by half from memory: more streams for the prefetcher. An update
+   of eight rows is slower than one of six where in is a power of two: with x and y they are ten lines in an 8-way set
+   of L1. 4x4 axpy tiles are 25 % slower than 6x4 (more loads a multiply-add). */
 #define TO2(T, r) T(r, 1) T(r, 2)
 #define TO3(T, r) TO2(T, r) T(r, 3)
 #define TO4(T, r) TO3(T, r) T(r, 4)
@@ -32,15 +35,21 @@
 #define TO6(T, r) TO5(T, r) T(r, 6)
 #define TO8(T, r) TO6(T, r) T(r, 7) T(r, 8)
 #if VECTOR_REGISTERS == 32
-enum { DOT_ROWS = 6, AXPY_ROWS = 6, AXPY_COLS = 4 };
+enum { DOT_ROWS = 6, AXPY_ROWS = 6, UPDATE_ROWS = 6 };
 static const int DOT_COLS[DOT_ROWS + 1] = {0, 8, 8, 8, 6, 5, 4};
+static const int AXPY_COLS[AXPY_ROWS + 1] = {0, 8, 8, 6, 5, 4, 4};
 #define DOT_TILES(T) TO8(T, 1) TO8(T, 2) TO8(T, 3) TO6(T, 4) TO5(T, 5) TO4(T, 6)
-#define AXPY_TILES(T) TO4(T, 1) TO4(T, 2) TO4(T, 3) TO4(T, 4) TO4(T, 5) TO4(T, 6)
+#define AXPY_TILES(T) TO8(T, 1) TO8(T, 2) TO6(T, 3) TO5(T, 4) TO4(T, 5) TO4(T, 6)
+#define AXPY_ROWS_OF_TILES(T) T(1, 8) T(2, 8) T(3, 6) T(4, 5) T(5, 4) T(6, 4)
+#define UPDATE_TILES(T) T(1) T(2) T(3) T(4) T(5) T(6)
 #else
-enum { DOT_ROWS = 4, AXPY_ROWS = 4, AXPY_COLS = 3 };
+enum { DOT_ROWS = 4, AXPY_ROWS = 4, UPDATE_ROWS = 4 };
 static const int DOT_COLS[DOT_ROWS + 1] = {0, 8, 6, 4, 3};
+static const int AXPY_COLS[AXPY_ROWS + 1] = {0, 8, 4, 3, 3};
 #define DOT_TILES(T) TO8(T, 1) TO6(T, 2) TO4(T, 3) TO3(T, 4)
-#define AXPY_TILES(T) TO3(T, 1) TO3(T, 2) TO3(T, 3) TO3(T, 4)
+#define AXPY_TILES(T) TO8(T, 1) TO4(T, 2) TO3(T, 3) TO3(T, 4)
+#define AXPY_ROWS_OF_TILES(T) T(1, 8) T(2, 4) T(3, 3) T(4, 3)
+#define UPDATE_TILES(T) T(1) T(2) T(3) T(4)
 #endif
 enum { TILE_COLS = 8 };
 
@@ -120,14 +129,14 @@ INLINE void NAME(dot_tile)(const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdif
 INLINE void NAME(axpy_tile)(ptrdiff_t steps, const REAL *a, ptrdiff_t a_row, ptrdiff_t a_step,
                             const REAL *v, ptrdiff_t v_row, REAL *y, ptrdiff_t y_row,
                             enum axpy_mode mode, int tail, const int rows, const int cols) {
-    VEC acc[AXPY_ROWS][AXPY_COLS];
+    VEC acc[AXPY_ROWS][TILE_COLS];
 #define LOAD(p, c) (tail && (c) == cols - 1 ? NAME(load_first)((p) + (c) * WIDTH, tail) : NAME(load)((p) + (c) * WIDTH))
 
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int c = 0; c < cols; c++)
             acc[r][c] = mode == AXPY_CONTINUE ? LOAD(y + r * y_row, c) : NAME(zero)();
     for (ptrdiff_t s = 0; s < steps; s++) {
-        VEC vs[AXPY_COLS];
+        VEC vs[TILE_COLS];
         UNROLL for (int c = 0; c < cols; c++) vs[c] = LOAD(v + s * v_row, c);
         UNROLL for (int r = 0; r < rows; r++) {
             const VEC ar = NAME(splat)(a[r * a_row + s * a_step]);
@@ -142,6 +151,31 @@ INLINE void NAME(axpy_tile)(ptrdiff_t steps, const REAL *a, ptrdiff_t a_row, ptr
             else NAME(store)(p + c * WIDTH, total);
         }
 #undef LOAD
+}
+
+/* For one example, both of its axpys in one pass over `rows` rows of W: y[i] += sum over r of g[r] W[r][i], which
+   begins at 0 if first, and W[r][i] += scale g[r] x[i]. */
+INLINE void NAME(update_tile)(ptrdiff_t width, const REAL *x, const REAL *g, REAL scale, REAL *w, ptrdiff_t w_row,
+                              REAL *y, int first, const int rows) {
+    VEC gs[UPDATE_ROWS], steps[UPDATE_ROWS];
+    UNROLL for (int r = 0; r < rows; r++) {
+        gs[r] = NAME(splat)(g[r]);
+        steps[r] = NAME(splat)(scale * g[r]);
+    }
+#define COLUMNS(LOAD, STORE, ...) { \
+        const VEC xs = NAME(LOAD)(x + i, ##__VA_ARGS__); \
+        VEC sum = first ? NAME(zero)() : NAME(LOAD)(y + i, ##__VA_ARGS__); \
+        UNROLL for (int r = 0; r < rows; r++) { \
+            const VEC before = NAME(LOAD)(w + r * w_row + i, ##__VA_ARGS__); \
+            sum = NAME(fma)(gs[r], before, sum); \
+            NAME(STORE)(w + r * w_row + i, NAME(fma)(steps[r], xs, before), ##__VA_ARGS__); \
+        } \
+        NAME(STORE)(y + i, sum, ##__VA_ARGS__); \
+    }
+    ptrdiff_t i = 0;
+    for (; i + WIDTH <= width; i += WIDTH) COLUMNS(load, store)
+    if (i < width) COLUMNS(load_first, store_first, (int)(width - i))
+#undef COLUMNS
 }
 
 /* One function for each shape of tile, the two tables of them, and what a loop calls: dot() takes the tile that is
@@ -170,14 +204,42 @@ INLINE void NAME(dot)(int rows, int cols, DOT_ARGUMENTS) {
 AXPY_TILES(DEFINE)
 #undef DEFINE
 #define ENTRY(r, c) [r][c] = NAME(axpy_##r##x##c),
-static void (*const NAME(axpy_table)[AXPY_ROWS + 1][AXPY_COLS + 1])(AXPY_ARGUMENTS, int) = {AXPY_TILES(ENTRY)};
+static void (*const NAME(axpy_last)[AXPY_ROWS + 1][TILE_COLS + 1])(AXPY_ARGUMENTS, int) = {AXPY_TILES(ENTRY)};
 #undef ENTRY
-INLINE void NAME(axpy)(int rows, int width, AXPY_ARGUMENTS) {
-    NAME(axpy_table)[rows][(width + WIDTH - 1) / WIDTH](steps, a, a_row, a_step, v, v_row, y, y_row, mode, width % WIDTH);
+/* A row of tiles: the whole ones in a loop, for with few steps the price of a call shows; then what is left. */
+#define DEFINE(r, c) \
+    static void NAME(axpy_##r)(ptrdiff_t width, AXPY_ARGUMENTS) { \
+        for (; width >= c * WIDTH; width -= c * WIDTH, v += c * WIDTH, y += c * WIDTH) \
+            NAME(axpy_tile)(steps, a, a_row, a_step, v, v_row, y, y_row, mode, 0, r, c); \
+        if (width) \
+            NAME(axpy_last)[r][(width + WIDTH - 1) / WIDTH](steps, a, a_row, a_step, v, v_row, y, y_row, mode, \
+                                                            (int)(width % WIDTH)); \
+    }
+AXPY_ROWS_OF_TILES(DEFINE)
+#undef DEFINE
+#define ENTRY(r, c) [r] = NAME(axpy_##r),
+static void (*const NAME(axpy_table)[AXPY_ROWS + 1])(ptrdiff_t, AXPY_ARGUMENTS) = {AXPY_ROWS_OF_TILES(ENTRY)};
+#undef ENTRY
+INLINE void NAME(axpy)(int rows, ptrdiff_t width, AXPY_ARGUMENTS) {
+    NAME(axpy_table)[rows](width, steps, a, a_row, a_step, v, v_row, y, y_row, mode);
+}
+
+#define UPDATE_ARGUMENTS ptrdiff_t width, const REAL *x, const REAL *g, REAL scale, REAL *w, ptrdiff_t w_row, \
+    REAL *y, int first
+#define DEFINE(r) \
+    static void NAME(update_##r)(UPDATE_ARGUMENTS) { NAME(update_tile)(width, x, g, scale, w, w_row, y, first, r); }
+UPDATE_TILES(DEFINE)
+#undef DEFINE
+#define ENTRY(r) [r] = NAME(update_##r),
+static void (*const NAME(update_table)[UPDATE_ROWS + 1])(UPDATE_ARGUMENTS) = {UPDATE_TILES(ENTRY)};
+#undef ENTRY
+INLINE void NAME(update)(int rows, UPDATE_ARGUMENTS) {
+    NAME(update_table)[rows](width, x, g, scale, w, w_row, y, first);
 }
 
 #undef DOT_ARGUMENTS
 #undef AXPY_ARGUMENTS
+#undef UPDATE_ARGUMENTS
 #undef NAME
 #undef VEC
 #undef WIDTH
