@@ -19,7 +19,6 @@ setup.py compiles this file once for each instruction set, with nothing but flag
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport prange
 
-from libc.string cimport memcpy
 from fastlinear._table cimport KernelTable
 
 ctypedef fused real:
@@ -27,7 +26,7 @@ ctypedef fused real:
     double
 
 cdef extern from "_tile.h" nogil:
-    const int DOT_ROWS, AXPY_ROWS, UPDATE_ROWS, VECTOR_BYTES
+    const int DOT_ROWS, AXPY_ROWS, UPDATE_ROWS, PACKED_ROWS, VECTOR_BYTES
     const int DOT_COLS[]
     const int AXPY_COLS[]
     ctypedef enum axpy_mode "enum axpy_mode":
@@ -40,6 +39,12 @@ cdef extern from "_tile.h" nogil:
                   float*, Py_ssize_t, axpy_mode)
     void axpy_f64(int, Py_ssize_t, Py_ssize_t, const double*, Py_ssize_t, Py_ssize_t, const double*, Py_ssize_t,
                   double*, Py_ssize_t, axpy_mode)
+    void pack_f32(const float*, Py_ssize_t, int, Py_ssize_t, float*)
+    void pack_f64(const double*, Py_ssize_t, int, Py_ssize_t, double*)
+    void packed_f32(int, int, const float*, Py_ssize_t, const float*, Py_ssize_t, float*, Py_ssize_t, const float*,
+                    bint)
+    void packed_f64(int, int, const double*, Py_ssize_t, const double*, Py_ssize_t, double*, Py_ssize_t, const double*,
+                    bint)
     void update_f32(int, Py_ssize_t, const float*, const float*, float, float*, Py_ssize_t, float*, bint)
     void update_f64(int, Py_ssize_t, const double*, const double*, double, double*, Py_ssize_t, double*, bint)
 
@@ -50,12 +55,14 @@ cdef enum:
     O_BLOCK = 256          # grad_input: a block of o, which bounds the error of a long one-signed sum like a BLAS does
 
     # These may be anything.
-    X_BLOCK = 128          # forward: rows of x whose K_BLOCK_BYTES stay in L2 (512 KiB) while W passes by
+    X_BLOCK = 256          # forward: rows of x whose K_BLOCK_BYTES lie in L2 (1 MiB) while W passes by; 128: 4 % slower
     B_BLOCK = 256          # grad_weight: rows of x whose tile-wide columns (64 KiB) stay in L2
     CHUNK = 2048           # grad_input: columns of the output that stay in L1 while rows of W stream past a small batch
     STREAMS = 8            # rows of W that stream together
     MOST_ROWS = 8          # no axpy tile is higher
-
+    # A dot tile loses about 32/k of its time to sums over lanes, a packed one 6.5/batch to making the copy.
+    PACKED_BATCH = 8       # forward: the least batch for a copy of W; and more, one for each five of k, up to ...
+    PACKED_BATCH_LONG = 64 # ... this, where many tiles of rows would evict the rows of W from L1
 
 # ---- the tiles, by dtype
 
@@ -73,6 +80,21 @@ cdef inline void axpy(int rows, Py_ssize_t width, Py_ssize_t steps, const real* 
         axpy_f32(rows, width, steps, a, a_row, a_step, v, v_row, y, y_row, mode)
     else:
         axpy_f64(rows, width, steps, a, a_row, a_step, v, v_row, y, y_row, mode)
+
+
+cdef inline void pack(const real* w, Py_ssize_t w_row, int outs, Py_ssize_t k, real* copy) noexcept nogil:
+    if real is float:
+        pack_f32(w, w_row, outs, k, copy)
+    else:
+        pack_f64(w, w_row, outs, k, copy)
+
+
+cdef inline void packed(int rows, int outs, const real* x, Py_ssize_t x_row, const real* copy, Py_ssize_t k,
+                        real* y, Py_ssize_t y_row, const real* bias, bint first) noexcept nogil:
+    if real is float:
+        packed_f32(rows, outs, x, x_row, copy, k, y, y_row, bias, first)
+    else:
+        packed_f64(rows, outs, x, x_row, copy, k, y, y_row, bias, first)
 
 
 cdef inline void update_one(int rows, Py_ssize_t width, const real* x, const real* g, real scale,
@@ -107,45 +129,66 @@ cdef inline Py_ssize_t share(Py_ssize_t n, int grain, int thread, int threads) n
 
 # ---- forward
 
+cdef void forward_dots(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
+                       Py_ssize_t o_begin, Py_ssize_t o_end,
+                       Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
+    """A small batch: each few rows of W pass by once, and serve every tile of rows of x while they are in L1."""
+    cdef Py_ssize_t k_block = K_BLOCK_BYTES // sizeof(real), n, k0, k, o, b
+    cdef int rows = even(batch, DOT_ROWS), cols = DOT_COLS[rows]
+    o = o_begin
+    while o < o_end:
+        for n in range(max(count(in_features, k_block), 1)):
+            k0 = n * k_block
+            k = min(k_block, in_features - k0)
+            b = 0
+            while b < batch:
+                dot(<int> min(rows, batch - b), <int> min(cols, o_end - o), x + b * in_features + k0, in_features,
+                    weight + o * in_features + k0, in_features, k, out + b * out_features + o, out_features,
+                    bias + o if bias != NULL and k0 + k == in_features else NULL, n == 0)
+                b += rows
+        o += cols
+
+
+cdef void forward_packed(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
+                         Py_ssize_t o_begin, Py_ssize_t o_end,
+                         Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
+    """A large batch: the same sums from a transposed copy of a block of W, a vector of outputs wide."""
+    cdef char memory[K_BLOCK_BYTES * 16 + 64]
+    cdef real* copy = <real*> (memory + 64 - <size_t> memory % 64)
+    cdef Py_ssize_t k_block = K_BLOCK_BYTES // sizeof(real), n, k0, k, o, b0, b1, b
+    cdef int width = VECTOR_BYTES // <int> sizeof(real), outs
+    b0 = 0
+    while b0 < batch:
+        b1 = min(b0 + X_BLOCK, batch)
+        for n in range(max(count(in_features, k_block), 1)):
+            k0 = n * k_block
+            k = min(k_block, in_features - k0)
+            o = o_begin
+            while o < o_end:
+                outs = <int> min(width, o_end - o)
+                pack(weight + o * in_features + k0, in_features, outs, k, copy)
+                b = b0
+                while b < b1:
+                    packed(<int> min(PACKED_ROWS, b1 - b), outs, x + b * in_features + k0, in_features,
+                           <const real*> copy, k, out + b * out_features + o, out_features,
+                           bias + o if bias != NULL and k0 + k == in_features else NULL, n == 0)
+                    b += PACKED_ROWS
+                o += width
+        b0 = b1
+
+
 cdef void forward_part(const real* x, const real* weight, const real* bias, real* out,
                        Py_ssize_t b_begin, Py_ssize_t b_end, Py_ssize_t o_begin, Py_ssize_t o_end,
                        Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
-    cdef Py_ssize_t k_block = K_BLOCK_BYTES // sizeof(real), panel, k, b, o, n, b0, b1, k0, o0, o1
-    cdef int rows, cols
-    cdef real copied[8 * 2048]
-    cdef const real* w
-    cdef Py_ssize_t w_row
-    b0 = b_begin
-    while b0 < b_end:
-        b1 = min(b0 + X_BLOCK, b_end)
-        rows = even(b1 - b0, DOT_ROWS)
-        cols = DOT_COLS[rows]
-        # Several tiles of rows share a block of W's rows while it is in L1; one tile reads each row of W to its end.
-        panel = cols if b1 - b0 == rows else o_end - o_begin
-        o0 = o_begin
-        while o0 < o_end:
-            o1 = min(o0 + panel, o_end)
-            for n in range(max(count(in_features, k_block), 1)):
-                k0 = n * k_block
-                k = min(k_block, in_features - k0)
-                o = o0
-                while o < o1:
-                    w = weight + o * in_features + k0
-                    w_row = in_features
-                    if panel != cols:
-                        for b in range(min(cols, o1 - o)):
-                            memcpy(copied + b * k_block, w + b * in_features, k * sizeof(real))
-                        w = copied
-                        w_row = k_block
-                    b = b0
-                    while b < b1:
-                        dot(<int> min(rows, b1 - b), <int> min(cols, o1 - o), x + b * in_features + k0, in_features,
-                            w, w_row, k, out + b * out_features + o, out_features,
-                            bias + o if bias != NULL and k0 + k == in_features else NULL, k0 == 0)
-                        b += rows
-                    o += cols
-            o0 = o1
-        b0 = b1
+    cdef Py_ssize_t batch = b_end - b_begin
+    if batch == 0:
+        return
+    if batch < PACKED_BATCH or batch < min(in_features // 5, PACKED_BATCH_LONG):
+        forward_dots(x + b_begin * in_features, weight, bias, out + b_begin * out_features, batch, o_begin, o_end,
+                     in_features, out_features)
+    else:
+        forward_packed(x + b_begin * in_features, weight, bias, out + b_begin * out_features, batch, o_begin, o_end,
+                       in_features, out_features)
 
 
 cdef void forward_loops(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,

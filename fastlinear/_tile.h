@@ -3,6 +3,8 @@
    dot_tile     y[b][o]  = sum over k of x[b][k] w[o][k]     lanes run along k, for both operands
    axpy_tile    y[r][i] += sum over s of a[r][s] v[s][i]     lanes run along i; a is a scalar for the whole vector
    update_tile  both axpys of a backward_update, for one example
+   packed_tile  what dot_tile computes, bit for bit, from a transposed copy of W: lanes run along o. Without sums over
+                lanes it is faster where k is short, if the batch is large enough to pay for the copy
 
    A tile keeps rows x cols vectors of sums in registers: as many as there are, less those for the operands, because
    each load then serves the most multiply-adds. The file includes itself once for each dtype.
@@ -20,8 +22,10 @@
 #define JOIN(a, b) JOIN_(a, b)
 #if defined(__GNUC__)
 #define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL16 _Pragma("GCC unroll 16")
 #else
 #define UNROLL
+#define UNROLL16
 #endif
 
 /* The tiles that there are: T(rows, cols) for each. Fewer rows leave registers for more columns, down to the vector
@@ -42,6 +46,8 @@ static const int AXPY_COLS[AXPY_ROWS + 1] = {0, 8, 8, 6, 5, 4, 4};
 #define AXPY_TILES(T) TO8(T, 1) TO8(T, 2) TO6(T, 3) TO5(T, 4) TO4(T, 5) TO4(T, 6)
 #define AXPY_ROWS_OF_TILES(T) T(1, 8) T(2, 8) T(3, 6) T(4, 5) T(5, 4) T(6, 4)
 #define UPDATE_TILES(T) T(1) T(2) T(3) T(4) T(5) T(6)
+enum { PACKED_ROWS = 6, PACKED_LANES = 4 };
+#define PACKED_TILES(T) T(1) T(2) T(3) T(4) T(5) T(6)
 #else
 enum { DOT_ROWS = 4, AXPY_ROWS = 4, UPDATE_ROWS = 4 };
 static const int DOT_COLS[DOT_ROWS + 1] = {0, 8, 6, 4, 3};
@@ -50,12 +56,21 @@ static const int AXPY_COLS[AXPY_ROWS + 1] = {0, 8, 4, 3, 3};
 #define AXPY_TILES(T) TO8(T, 1) TO4(T, 2) TO3(T, 3) TO3(T, 4)
 #define AXPY_ROWS_OF_TILES(T) T(1, 8) T(2, 4) T(3, 3) T(4, 3)
 #define UPDATE_TILES(T) T(1) T(2) T(3) T(4)
+enum { PACKED_ROWS = 3, PACKED_LANES = 4 };
+#define PACKED_TILES(T) T(1) T(2) T(3)
 #endif
 enum { TILE_COLS = 8 };
 
 /* What an axpy_tile does with its output: continue the chain that is there, start a chain and overwrite, or start a
    chain and add it to what is there. */
 enum axpy_mode { AXPY_CONTINUE, AXPY_START, AXPY_ADD };
+
+/* i with its bits in reverse order, for i < n, a power of two: the order in which a tree of sums meets the lanes. */
+INLINE int reversed(int i, int n) {
+    int r = 0;
+    for (; n > 1; n /= 2, i /= 2) r = 2 * r + i % 2;
+    return r;
+}
 
 #define REAL float
 #define SUFFIX f32
@@ -178,6 +193,71 @@ INLINE void NAME(update_tile)(ptrdiff_t width, const REAL *x, const REAL *g, REA
 #undef COLUMNS
 }
 
+/* W's first `outs` rows (as many as a vector has lanes, at most), elements k < n, transposed for packed_tile: for each
+   group of PACKED_LANES lanes, in the order of the tree of sums, for each step, for each lane of the group, the vector
+   W[.][k]. What there is not is 0. */
+static void NAME(pack)(const REAL *w, ptrdiff_t w_row, int outs, ptrdiff_t n, REAL *packed) {
+    const ptrdiff_t steps = (n + LANES - 1) / LANES;
+    for (ptrdiff_t k = 0; k < steps * LANES; k += WIDTH) {
+        VEC square[2][WIDTH];
+        const int wide = k + WIDTH <= n ? WIDTH : k < n ? (int)(n - k) : 0;
+        int turn = 0;
+        UNROLL16 for (int r = 0; r < WIDTH; r++)
+            square[0][r] = r >= outs ? NAME(zero)()
+                         : wide == WIDTH ? NAME(load)(w + r * w_row + k) : NAME(load_first)(w + r * w_row + k, wide);
+        UNROLL16 for (int size = WIDTH; size > 1; size /= 2, turn = !turn)
+            UNROLL16 for (int r = 0; r < WIDTH; r++)
+                square[!turn][r] = NAME(zip)(square[turn][r / 2], square[turn][r / 2 + WIDTH / 2], r % 2);
+        UNROLL16 for (int r = 0; r < WIDTH; r++) {
+            const int place = reversed((int)(k % LANES) + r, LANES);
+            const ptrdiff_t step = place / PACKED_LANES * steps + k / LANES;
+            NAME(store)(packed + (step * PACKED_LANES + place % PACKED_LANES) * WIDTH, square[turn][r]);
+        }
+    }
+}
+
+/* One block of k, as dot_tile: y = sums if first, else y + sums; plus the bias where one is given; of `outs` outputs,
+   one vector at most. */
+INLINE void NAME(packed_tile)(const REAL *x, ptrdiff_t x_row, const REAL *packed, ptrdiff_t k, REAL *y, ptrdiff_t y_row,
+                              const REAL *bias, int first, int outs, const int rows) {
+    enum { GROUPS = LANES / PACKED_LANES };
+    static const REAL nothing = 0;
+    VEC waiting[5][PACKED_ROWS]; /* sums of 1, 2, 4, ... groups of lanes */
+    const ptrdiff_t whole = k / LANES;
+    const int rest = (int)(k % LANES);
+    int level = 0;
+
+    for (int group = 0; group < GROUPS; group++) {
+        VEC acc[PACKED_LANES][PACKED_ROWS];
+        const int base = reversed(group, GROUPS);
+        UNROLL for (int l = 0; l < PACKED_LANES; l++)
+            UNROLL for (int r = 0; r < rows; r++) acc[l][r] = NAME(zero)();
+#define STEP(ADDRESS) \
+        UNROLL for (int l = 0; l < PACKED_LANES; l++) { \
+            const int lane = base + reversed(l, PACKED_LANES) * GROUPS; \
+            const VEC ws = NAME(load)(packed + l * WIDTH); \
+            UNROLL for (int r = 0; r < rows; r++) acc[l][r] = NAME(fma)(NAME(splat)(*(ADDRESS)), ws, acc[l][r]); \
+        } \
+        packed += PACKED_LANES * WIDTH;
+        for (ptrdiff_t s = 0; s < whole; s++) { STEP(x + r * x_row + s * LANES + lane) }
+        if (rest) { STEP(lane < rest ? x + r * x_row + whole * LANES + lane : &nothing) }
+#undef STEP
+        UNROLL for (int n = PACKED_LANES / 2; n; n /= 2)
+            UNROLL for (int l = 0; l < n; l++)
+                UNROLL for (int r = 0; r < rows; r++) acc[l][r] = NAME(add)(acc[2 * l][r], acc[2 * l + 1][r]);
+        for (level = 0; group >> level & 1; level++)
+            UNROLL for (int r = 0; r < rows; r++) acc[0][r] = NAME(add)(waiting[level][r], acc[0][r]);
+        UNROLL for (int r = 0; r < rows; r++) waiting[level][r] = acc[0][r];
+    }
+
+    UNROLL for (int r = 0; r < rows; r++) {
+        VEC total = waiting[level][r];
+        if (!first) total = NAME(add)(NAME(load_first)(y + r * y_row, outs), total);
+        if (bias) total = NAME(add)(total, NAME(load_first)(bias, outs));
+        NAME(store_first)(y + r * y_row, total, outs);
+    }
+}
+
 /* One function for each shape of tile, the two tables of them, and what a loop calls: dot() takes the tile that is
    `rows` by `cols` sums, axpy() the one that is `rows` high and `width` elements wide. */
 #define DOT_ARGUMENTS const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdiff_t w_row, ptrdiff_t k, \
@@ -237,9 +317,25 @@ INLINE void NAME(update)(int rows, UPDATE_ARGUMENTS) {
     NAME(update_table)[rows](width, x, g, scale, w, w_row, y, first);
 }
 
+#define PACKED_ARGUMENTS int outs, const REAL *x, ptrdiff_t x_row, const REAL *packed, ptrdiff_t k, \
+    REAL *y, ptrdiff_t y_row, const REAL *bias, int first
+#define DEFINE(r) static void NAME(packed_##r)(PACKED_ARGUMENTS) { \
+    if (outs == WIDTH) NAME(packed_tile)(x, x_row, packed, k, y, y_row, bias, first, WIDTH, r); \
+    else NAME(packed_tile)(x, x_row, packed, k, y, y_row, bias, first, outs, r); \
+}
+PACKED_TILES(DEFINE)
+#undef DEFINE
+#define ENTRY(r) [r] = NAME(packed_##r),
+static void (*const NAME(packed_table)[PACKED_ROWS + 1])(PACKED_ARGUMENTS) = {PACKED_TILES(ENTRY)};
+#undef ENTRY
+INLINE void NAME(packed)(int rows, PACKED_ARGUMENTS) {
+    NAME(packed_table)[rows](outs, x, x_row, packed, k, y, y_row, bias, first);
+}
+
 #undef DOT_ARGUMENTS
 #undef AXPY_ARGUMENTS
 #undef UPDATE_ARGUMENTS
+#undef PACKED_ARGUMENTS
 #undef NAME
 #undef VEC
 #undef WIDTH

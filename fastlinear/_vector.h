@@ -1,4 +1,4 @@
-/* The vectors that the tiles are written in: one width and eight small functions for each instruction set.
+/* The vectors that the tiles are written in: one width and nine small functions for each instruction set.
 
    vec_f32, vec_f64      VECTOR_BYTES of float or double
    zero(), splat(s)      every lane 0, every lane s
@@ -8,6 +8,7 @@
    add(a, b)             a + b
    fma(a, b, c)          a * b + c, rounded once where the instruction set can (HAS_FMA), else twice
    fold(a, b, w)         one step of a sum over lanes, see below
+   zip(a, b, half)       a and b interleaved: their lower halves (half = 0) or upper halves (half = 1)
 
    To add an instruction set: one block of the #if chain below, and its row in _isa.py.
    The build switches contraction off (-ffp-contract=off), so what is fused is what says fma. */
@@ -117,26 +118,36 @@ PARTIAL(double, f64)
    each of up to `lanes` vectors into a lane of its own, in the order of the vectors; whatever the width, lane l is
    first added to lane l + lanes/2, then to l + lanes/4, ... */
 #define FOLD_LANE(j, w, upper) ((j) / (w) * 2 * (w) + (j) % (w) + (upper) * (w))
+#define ZIP_LANE(j, lanes, half) ((j) / 2 + (j) % 2 * (lanes) + (half) * (lanes) / 2)
 
 #if defined(GNU_VECTORS)
 
-#define L2(w, u) FOLD_LANE(0, w, u), FOLD_LANE(1, w, u)
-#define L4(w, u) L2(w, u), FOLD_LANE(2, w, u), FOLD_LANE(3, w, u)
-#define L8(w, u) L4(w, u), FOLD_LANE(4, w, u), FOLD_LANE(5, w, u), FOLD_LANE(6, w, u), FOLD_LANE(7, w, u)
-#define L16(w, u) L8(w, u), FOLD_LANE(8, w, u), FOLD_LANE(9, w, u), FOLD_LANE(10, w, u), FOLD_LANE(11, w, u), \
-    FOLD_LANE(12, w, u), FOLD_LANE(13, w, u), FOLD_LANE(14, w, u), FOLD_LANE(15, w, u)
-#define FOLD_STEP(LIST, w) \
-    case w: return __builtin_shufflevector(a, b, LIST(w, 0)) + __builtin_shufflevector(a, b, LIST(w, 1));
+#define EACH2(LANE, n, u) LANE(0, n, u), LANE(1, n, u)
+#define EACH4(LANE, n, u) EACH2(LANE, n, u), LANE(2, n, u), LANE(3, n, u)
+#define EACH8(LANE, n, u) EACH4(LANE, n, u), LANE(4, n, u), LANE(5, n, u), LANE(6, n, u), LANE(7, n, u)
+#define EACH16(LANE, n, u) EACH8(LANE, n, u), LANE(8, n, u), LANE(9, n, u), LANE(10, n, u), LANE(11, n, u), \
+    LANE(12, n, u), LANE(13, n, u), LANE(14, n, u), LANE(15, n, u)
+#define FOLD_STEP(EACH, w) case w: \
+    return __builtin_shufflevector(a, b, EACH(FOLD_LANE, w, 0)) + __builtin_shufflevector(a, b, EACH(FOLD_LANE, w, 1));
+#define ZIP(EACH, lanes) \
+    return half ? __builtin_shufflevector(a, b, EACH(ZIP_LANE, lanes, 1)) \
+                : __builtin_shufflevector(a, b, EACH(ZIP_LANE, lanes, 0));
 
 #if VECTOR_BYTES == 64
-#define FOLD_STEPS_f32 FOLD_STEP(L16, 8) FOLD_STEP(L16, 4) FOLD_STEP(L16, 2) FOLD_STEP(L16, 1)
-#define FOLD_STEPS_f64 FOLD_STEP(L8, 4) FOLD_STEP(L8, 2) FOLD_STEP(L8, 1)
+#define FOLD_f32 FOLD_STEP(EACH16, 8) FOLD_STEP(EACH16, 4) FOLD_STEP(EACH16, 2) FOLD_STEP(EACH16, 1)
+#define FOLD_f64 FOLD_STEP(EACH8, 4) FOLD_STEP(EACH8, 2) FOLD_STEP(EACH8, 1)
+#define ZIP_f32 ZIP(EACH16, 16)
+#define ZIP_f64 ZIP(EACH8, 8)
 #elif VECTOR_BYTES == 32
-#define FOLD_STEPS_f32 FOLD_STEP(L8, 4) FOLD_STEP(L8, 2) FOLD_STEP(L8, 1)
-#define FOLD_STEPS_f64 FOLD_STEP(L4, 2) FOLD_STEP(L4, 1)
+#define FOLD_f32 FOLD_STEP(EACH8, 4) FOLD_STEP(EACH8, 2) FOLD_STEP(EACH8, 1)
+#define FOLD_f64 FOLD_STEP(EACH4, 2) FOLD_STEP(EACH4, 1)
+#define ZIP_f32 ZIP(EACH8, 8)
+#define ZIP_f64 ZIP(EACH4, 4)
 #else
-#define FOLD_STEPS_f32 FOLD_STEP(L4, 2) FOLD_STEP(L4, 1)
-#define FOLD_STEPS_f64 FOLD_STEP(L2, 1)
+#define FOLD_f32 FOLD_STEP(EACH4, 2) FOLD_STEP(EACH4, 1)
+#define FOLD_f64 FOLD_STEP(EACH2, 1)
+#define ZIP_f32 ZIP(EACH4, 4)
+#define ZIP_f64 ZIP(EACH2, 2)
 #endif
 
 /* s - 0 is s for every s, signed zeros and NaNs too (s + 0 is not), so this compiles to a plain broadcast. */
@@ -148,9 +159,10 @@ PARTIAL(double, f64)
     INLINE void store_##suffix(real *p, vec_##suffix v) { *(unaligned_##suffix *)p = v; } \
     INLINE vec_##suffix add_##suffix(vec_##suffix a, vec_##suffix b) { return a + b; } \
     INLINE vec_##suffix fold_##suffix(vec_##suffix a, vec_##suffix b, int w) { \
-        switch (w) { FOLD_STEPS_##suffix } \
+        switch (w) { FOLD_##suffix } \
         return a; \
-    }
+    } \
+    INLINE vec_##suffix zip_##suffix(vec_##suffix a, vec_##suffix b, int half) { ZIP_##suffix }
 #if !HAS_FMA
 INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return a * b + c; }
 INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return a * b + c; }
@@ -176,6 +188,10 @@ INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return a * b + c; }
         memcpy(lane, &a, sizeof a); \
         memcpy(lane + VECTOR_BYTES / sizeof(real), &b, sizeof b); \
         EACH_LANE(suffix, lane[FOLD_LANE(j, w, 0)] + lane[FOLD_LANE(j, w, 1)]) \
+    } \
+    INLINE vec_##suffix zip_##suffix(vec_##suffix a, vec_##suffix b, int half) { \
+        const int lanes = VECTOR_BYTES / sizeof(real); \
+        EACH_LANE(suffix, (j % 2 ? b : a).lane[j / 2 + half * lanes / 2]) \
     }
 
 #endif
