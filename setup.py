@@ -62,8 +62,17 @@ if MSVC:
 else:
     # Contraction is off because what is fused is written as fma in _vector.h; never -ffast-math, whose start-up code
     # turns on flush-to-zero for the whole process.
-    COMPILE = ["-std=c11", "-O0" if DEBUG else "-O3", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unused-parameter",
-               "-Wno-sign-compare", "-Wno-cast-function-type", "-Wno-missing-field-initializers"]
+    COMPILE = [
+        "-std=c11",
+        "-O0" if DEBUG else "-O3",
+        "-ffp-contract=off",
+        "-Wall",
+        "-Wextra",
+        "-Wno-unused-parameter",
+        "-Wno-sign-compare",
+        "-Wno-cast-function-type",
+        "-Wno-missing-field-initializers",
+    ]
     COMPILE += ["-g"] if DEBUG or SANITIZE else ["-g0"]
     LINK = [] if DEBUG or SANITIZE else ["-Wl,-x" if sys.platform == "darwin" else "-Wl,-s"]
 if SANITIZE:
@@ -79,8 +88,12 @@ MACROS += [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")] if C
 
 def extension(name: str, source: str, flags: tuple[str, ...] = ()) -> list[Extension]:
     """One module; the generated C of each has a folder of its own, so one .pyx can become several."""
-    [module] = cythonize([Extension(f"fastlinear.{name}", [f"fastlinear/{source}"])], quiet=True,
-                         build_dir=f"build/cython/{name}", compiler_directives=DIRECTIVES)
+    [module] = cythonize(
+        [Extension(f"fastlinear.{name}", [f"fastlinear/{source}"])],
+        quiet=True,
+        build_dir=f"build/cython/{name}",
+        compiler_directives=DIRECTIVES,
+    )
     # Set only now: cythonize() merges the flags of all extensions that share a source.
     module.include_dirs = ["fastlinear", numpy.get_include()]
     module.define_macros = MACROS
