@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy
+import numpy as np
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
@@ -95,7 +95,7 @@ def extension(name: str, source: str, flags: tuple[str, ...] = ()) -> list[Exten
         compiler_directives=DIRECTIVES,
     )
     # Set only now: cythonize() merges the flags of all extensions that share a source.
-    module.include_dirs = ["fastlinear", numpy.get_include()]
+    module.include_dirs = ["fastlinear", np.get_include()]
     module.define_macros = MACROS
     module.extra_compile_args = [*COMPILE, *OPENMP, *flags]
     module.extra_link_args = [*LINK, *OPENMP]
