@@ -32,7 +32,7 @@ def verify(layer: Linear, x: ArrayLike, grad_output: ArrayLike) -> dict[str, flo
     trial = copy.deepcopy(layer)
     trial.zero_grad()
     lr = 0.5
-    got = {"output": trial.forward(x), "grad_input": trial.backward(x, grad_output)}
+    got: dict[str, Any] = {"output": trial.forward(x), "grad_input": trial.backward(x, grad_output)}
     got |= {"grad_weight": trial.grad_weight, "grad_bias": trial.grad_bias}
     got["update_input"] = trial.backward_update(x, grad_output, lr)
     got |= {"updated_weight": trial.weight, "updated_bias": trial.bias}
@@ -51,8 +51,9 @@ def verify(layer: Linear, x: ArrayLike, grad_output: ArrayLike) -> dict[str, flo
     return errors
 
 
-def _run_reference(lr: float, x: Array, grad_output: Array, weight: Array, bias: Array | None) -> dict[str, Any]:
-    """What the layer computes, by the reference, in the dtype of the arguments."""
+def _run_reference(lr: float, *arguments: Any) -> dict[str, Any]:
+    """What the layer computes from x, grad_output, weight, bias, by the reference, in their dtype."""
+    x, grad_output, weight, bias = arguments
     shape = x.shape
     rows = int(np.prod(shape[:-1]))
     x, grad_output = x.reshape(rows, weight.shape[1]), grad_output.reshape(rows, weight.shape[0])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from fastlinear._layer import Layer
 
 Array = NDArray[Any]
+Result = TypeVar("Result", Array, Array | None)
 
 _ALIGNMENT = 64
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
@@ -115,7 +116,7 @@ class Linear(Layer):
         else:
             for name, given, array in (("weight", weight, w), ("bias", bias, b)):
                 if array is not None and not (
-                    given is array and array.dtype == dtype and array.flags.carray and array.dtype.isnative
+                    array.dtype == dtype and array.flags.carray and array.dtype.isnative and given is array
                 ):
                     raise ValueError(
                         f"from_weights: copy=False needs {name} as a C-contiguous, aligned, writable ndarray of "
@@ -243,7 +244,7 @@ class Linear(Layer):
             raise ValueError(
                 f"{self._name}: {name} must have {features} features in its last axis, got shape {array.shape}"
             )
-        return np.require(array, self.dtype, "CA").view(np.ndarray)
+        return np.require(array, self.dtype, ("C", "A")).view(np.ndarray)
 
     def _cast(self, name: str, value: Any) -> Array:
         """value as an ndarray whose dtype casts safely to the layer's. Python's own numbers have none and are just
@@ -267,12 +268,12 @@ class Linear(Layer):
             raise ValueError(f"{self._name}: out must be writable, got a read-only array")
 
     @staticmethod
-    def _deliver(result: Array | None, out: Any) -> Any:
+    def _deliver(result: Result, out: Any) -> Result:
         """The result, in out if there is one. It was computed apart, so out may overlap anything."""
-        if out is None:
-            return result
-        out[...] = result
-        return out
+        if out is not None:
+            out[...] = result
+            result = out
+        return result
 
     def _assign(self, name: str, memory: Array | None, value: Any) -> None:
         """What `layer.weight = value` and its like do."""
