@@ -1,8 +1,15 @@
 """fastlinear: a fully-connected (Linear) layer for Python on CPUs, with its gradients."""
 
 import os
+from importlib.machinery import PathFinder
 
-from fastlinear import _dispatch, _threads
+if not PathFinder.find_spec("_layer", __path__):
+    raise ImportError(
+        f"the compiled modules of fastlinear are not in {os.path.dirname(__file__)}. If that is the source folder, it "
+        "hides the installed package: start Python in another folder, or build in place with `pip install -e .`"
+    )
+
+from fastlinear import _dispatch, _threads  # noqa: E402
 
 isa: str = _dispatch.choose(os.environ.get("FASTLINEAR_ISA"))
 """The instruction set in use: "avx512", "avx2", "baseline" (NEON on Arm) or "reference"."""

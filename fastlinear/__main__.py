@@ -1,0 +1,127 @@
+"""``python -m fastlinear``: what was built, whether it is right on this machine, and how fast it is beside NumPy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastlinear import Linear, show_config, verify
+from fastlinear._verify import LIMIT
+
+Array = NDArray[Any]
+
+# (batch, in_features, out_features)
+VERIFIED = [(0, 3, 2), (1, 1, 1), (1, 5, 4), (7, 13, 17), (33, 64, 10), (65, 300, 129), (3, 1100, 530)]
+TIMED = [(1, 5, 4), (1, 64, 64), (1, 1024, 1024), (32, 64, 10), (32, 784, 128), (256, 256, 256), (8, 1024, 1024)]
+
+ROUNDS = 15
+SECONDS = 0.004  # of one contestant's turn in a round, about
+
+ONE_THREAD = dict.fromkeys(
+    ("FASTLINEAR_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
+    "1",
+)
+
+
+def example(shape: tuple[int, int, int], dtype: type[np.floating[Any]]) -> tuple[Linear, Array, Array]:
+    """A layer, x and grad_output of that shape."""
+    batch, in_features, out_features = shape
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, in_features)).astype(dtype)
+    grad_output = rng.standard_normal((batch, out_features)).astype(dtype)
+    return Linear(in_features, out_features, dtype=dtype, rng=rng), x, grad_output
+
+
+def check() -> bool:
+    """Hold every operation against the reference, and print the largest error of each. Whether all is well."""
+    errors: dict[str, dict[str, float]] = {}
+    failures = []
+    for dtype in (np.float32, np.float64):
+        for shape in VERIFIED:
+            try:
+                found = verify(*example(shape, dtype))
+            except ArithmeticError as error:
+                failures.append(f"{shape}, {dtype.__name__}: {error}")
+                continue
+            for name, value in found.items():
+                row = errors.setdefault(name, {})
+                row[dtype.__name__] = max(value, row.get(dtype.__name__, 0.0))
+    print(f"\nLargest error in units of eps · Σ|a||b|, over {len(VERIFIED)} shapes (at most {LIMIT:g} is right)")
+    print(f"{'':17}{'float32':>9}{'float64':>9}")
+    for name, row in errors.items():
+        print(f"{name:17}" + "".join(f"{row.get(dtype, np.nan):9.2f}" for dtype in ("float32", "float64")))
+    for failure in failures:
+        print(f"WRONG {failure}")
+    return not failures
+
+
+def contestants(shape: tuple[int, int, int]) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
+    """By operation: what fastlinear does, and the same in NumPy without avoidable allocations."""
+    layer, x, grad_output = example(shape, np.float32)
+    y, grad_input = np.empty_like(grad_output), np.empty_like(x)
+    weight, bias = layer.weight.copy(), np.zeros(layer.out_features, np.float32)
+    grad_weight, grad_bias = np.zeros_like(weight), np.zeros_like(bias)
+
+    def forward() -> None:
+        np.matmul(x, weight.T, out=y)
+        np.add(y, bias, out=y)
+
+    def backward() -> None:
+        np.matmul(grad_output, weight, out=grad_input)
+        np.add(grad_weight, grad_output.T @ x, out=grad_weight)
+        np.add(grad_bias, grad_output.sum(axis=0), out=grad_bias)
+
+    return {
+        "forward": (lambda: layer.forward(x, out=y), forward),
+        "backward": (lambda: layer.backward(x, grad_output, out=grad_input), backward),
+    }
+
+
+def seconds(call: Callable[[], Any], repeat: int) -> float:
+    """The time of one call, over `repeat` of them."""
+    begin = perf_counter()
+    for _ in range(repeat):
+        call()
+    return (perf_counter() - begin) / repeat
+
+
+def duel(calls: tuple[Callable[[], Any], ...]) -> list[float]:
+    """The median time of each call in seconds. They take turns, so that a change of the clock meets all alike."""
+    repeats = [max(1, int(SECONDS / max(seconds(call, 3), seconds(call, 3)))) for call in calls]
+    rounds = [[seconds(call, repeat) for call, repeat in zip(calls, repeats, strict=True)] for _ in range(ROUNDS)]
+    return [median(times) for times in zip(*rounds, strict=True)]
+
+
+def speed() -> None:
+    """Print how long forward and backward take, beside NumPy, in µs."""
+    print(f"\nTime of a call in µs, float32, one thread each, medians of {ROUNDS} turns; NumPy {np.__version__}")
+    print(f"{'':19}{'forward':^27}  {'backward':^27}")
+    print(f"{'batch':>5} {'in':>6} {'out':>6}" + f"{'fastlinear':>11}{'NumPy':>10}{'ratio':>6}  " * 2)
+    for shape in TIMED:
+        cells = []
+        for calls in contestants(shape).values():
+            ours, numpys = duel(calls)
+            cells.append(f"{ours * 1e6:11.2f}{numpys * 1e6:10.2f}{numpys / ours:6.1f}")
+        print("{:5} {:6} {:6}".format(*shape) + "  ".join(cells), flush=True)
+
+
+def main() -> int:
+    show_config()
+    right = check()
+    # In a process of its own: the thread pools of two libraries disturb each other, and NumPy reads its number once.
+    print(end="", flush=True)
+    command = [sys.executable, "-c", "from fastlinear.__main__ import speed; speed()"]
+    subprocess.run(command, env=os.environ | ONE_THREAD, check=True)
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
