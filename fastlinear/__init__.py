@@ -9,7 +9,7 @@ if not PathFinder.find_spec("_layer", __path__):
         "hides the installed package: start Python in another folder, or build in place with `pip install -e .`"
     )
 
-from fastlinear import _dispatch, _threads  # noqa: E402
+from fastlinear import _dispatch, _threads
 
 isa: str = _dispatch.choose(os.environ.get("FASTLINEAR_ISA"))
 """The instruction set in use: "avx512", "avx2", "baseline" (NEON on Arm) or "reference"."""
