@@ -2,7 +2,7 @@
 
 Switches, all read from the environment:
 
-    FASTLINEAR_DEBUG=1      -O0 -g, bounds checks in Cython
+    FASTLINEAR_DEBUG=1      -O0 -g
     FASTLINEAR_SANITIZE=1   -O1 -g, AddressSanitizer and UndefinedBehaviorSanitizer (see CONTRIBUTING.md for how to run)
     FASTLINEAR_COVERAGE=1   line tracing in Cython, for coverage.py's Cython plugin
     FASTLINEAR_PLAIN=1      the tiles on plain arrays, as for compilers without vector types
@@ -80,7 +80,7 @@ if SANITIZE:
     COMPILE += checks
     LINK += checks
 
-DIRECTIVES = {"boundscheck": DEBUG, "linetrace": COVERAGE} if DEBUG or COVERAGE else {}
+DIRECTIVES = {"linetrace": True} if COVERAGE else {}
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")]
 MACROS += [("FASTLINEAR_PLAIN", "1")] if PLAIN else []
 MACROS += [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")] if COVERAGE else []
