@@ -1,0 +1,51 @@
+"""What every module shares: each test that asks for `isa` runs on every instruction set of this machine."""
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+import fastlinear
+from fastlinear import _dispatch
+
+from .helpers import COMPILED, DTYPES, ISAS
+
+# The isa fixture sets the instruction set once for all examples of a test, which is what is wanted.
+settings.register_profile(
+    "ci", derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.register_profile("nightly", settings.get_profile("ci"), derandomize=False, max_examples=10_000)
+settings.load_profile("ci")
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: dtype.__name__)
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=ISAS)
+def isa(request, monkeypatch):
+    """Every layer of the test runs on this instruction set."""
+    before = fastlinear.isa
+    monkeypatch.setattr(fastlinear, "isa", request.param)
+    _dispatch.use(request.param)
+    yield request.param
+    _dispatch.use(before)
+
+
+@pytest.fixture
+def kernels(isa):
+    """The module with the kernels of that instruction set."""
+    return _dispatch.load(isa)
+
+
+@pytest.fixture(params=COMPILED)
+def compiled(request):
+    """The kernels that keep the contract on bits: all but the reference."""
+    return _dispatch.load(request.param)
+
+
+@pytest.fixture
+def threads():
+    """fastlinear.set_num_threads, with the setting put back after the test."""
+    before = fastlinear.get_num_threads()
+    yield fastlinear.set_num_threads
+    fastlinear.set_num_threads(before)

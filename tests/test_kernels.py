@@ -1,0 +1,299 @@
+"""The kernels themselves, and the reference as one of them: every size, exactly and within the error bound."""
+
+import csv
+import ctypes
+import inspect
+import platform
+import sys
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastlinear import reference
+
+from .helpers import (
+    DTYPES,
+    Problem,
+    assert_close,
+    assert_same_bits,
+    assert_untouched_around,
+    exact,
+    integers,
+    magnitudes,
+    normal,
+    placed,
+    run,
+    wider,
+)
+
+MOST = 40
+TILE_EDGES = product(range(14), (0, 1, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33), range(18))
+SAMPLE = [(b, i, o) for b, i, o in product(range(MOST + 1), repeat=3) if (b + 3 * i + 9 * o) % 13 == 0]
+SMALL = sorted({*TILE_EDGES, *SAMPLE})
+
+# Both sides of every edge: the width of an axpy tile, a block of k (1024 float32, 512 float64), of rows of W (256), of
+# rows of x (128), of the batch (256), of columns (512); each with a batch that streams W and one that does not.
+WIDTHS = (47, 48, 49, 63, 64, 65, 127, 128, 129, 511, 512, 513, 1023, 1024, 1025, 1537, 2049)
+BLOCKS = [
+    *product((1, 3, 7), WIDTHS, (9,)),
+    *product((1, 4, 6, 7), (5, 70, 515), (255, 256, 257, 513)),
+    *product((127, 128, 129, 255, 256, 257, 385, 513), (21, 67), (11,)),
+    (129, 1025, 33),
+    (257, 66, 258),
+    (7, 513, 513),
+]
+
+
+def by_hand(problem, scale=0.5, lr=0.25):
+    """The formulas of the kernels, one scalar at a time, on Python's own integers and floats."""
+    x, g, w, b = (a.tolist() for a in problem)
+    n, o_range, i_range = len(x), range(problem.weight.shape[0]), range(problem.weight.shape[1])
+    grad_w = [[sum(g[k][o] * x[k][i] for k in range(n)) for i in i_range] for o in o_range]
+    grad_b = [sum(g[k][o] for k in range(n)) for o in o_range]
+    grad_input = [[sum(g[k][o] * w[o][i] for o in o_range) for i in i_range] for k in range(n)]
+    return {
+        "output": [[sum(x[k][i] * w[o][i] for i in i_range) + b[o] for o in o_range] for k in range(n)],
+        "grad_input": grad_input,
+        "grad_weight": [[w[o][i] + scale * grad_w[o][i] for i in i_range] for o in o_range],
+        "grad_bias": [b[o] + scale * grad_b[o] for o in o_range],
+        "update_input": grad_input,
+        "updated_weight": [[w[o][i] - lr * grad_w[o][i] for i in i_range] for o in o_range],
+        "updated_bias": [b[o] - lr * grad_b[o] for o in o_range],
+        "stepped": [b[o] - lr * b[o] for o in o_range],
+    }
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 5, 4), (2, 7, 1), (4, 1, 3)], ids=str)
+def test_formulas_by_hand(kernels, dtype, sizes):
+    """Every kernel, the reference too, is its formula worked out in scalars."""
+    problem = integers(*sizes, dtype, seed=sum(sizes))
+    got, expected = run(kernels, problem), by_hand(problem)
+    assert {name: value.tolist() for name, value in got.items()} == expected
+
+
+def prefix_sums(p, scale=0.5, lr=0.25):
+    """The exact result of run() for every size up to that of p, by (batch, in, out), from one table for each sum."""
+
+    def table(a, b, axis):
+        return np.insert(np.cumsum(a * b, axis), 0, 0, axis)
+
+    x, g, w = p.x[:, :, None], p.grad_output[:, None, :], p.weight.T[None]  # all as (batch, in, out)
+    over_in, over_out, over_batch = table(x, w, 1), table(g, w, 2), table(g, x, 0)
+    rows = np.insert(np.cumsum(p.grad_output, 0), 0, 0, 0)
+
+    def expected(b, i, o):
+        bias, grad_bias = p.bias[:o], rows[b, :o]
+        weight, grad_weight = p.weight[:o, :i], over_batch[b, :i, :o].T
+        return {
+            "output": over_in[:b, i, :o] + bias,
+            "grad_input": over_out[:b, :i, o],
+            "grad_weight": weight + scale * grad_weight,
+            "grad_bias": bias + scale * grad_bias,
+            "update_input": over_out[:b, :i, o],
+            "updated_weight": weight - lr * grad_weight,
+            "updated_bias": bias - lr * grad_bias,
+            "stepped": bias - lr * bias,
+        }
+
+    return expected
+
+
+def test_every_small_size(kernels, dtype):
+    """Sizes 0 to 40 in batch, in and out: equal to exact sums, all of an output written, nothing beside it touched."""
+    whole = integers(MOST, MOST, MOST, dtype)
+    expected = prefix_sums(whole)
+    for b, i, o in SMALL:
+        part = whole.x[:b, :i], whole.grad_output[:b, :o], whole.weight[:o, :i], whole.bias[:o]
+        got = run(kernels, Problem(*map(placed, part)))
+        for name, value in expected(b, i, o).items():
+            what = f"{name} of {b}x{i}x{o}"
+            assert np.array_equal(got[name], value), what
+            assert_untouched_around(got[name], what)
+
+
+@pytest.mark.parametrize("sizes", BLOCKS, ids=lambda sizes: "x".join(map(str, sizes)))
+def test_block_edges_exactly(kernels, dtype, sizes):
+    """On both sides of every block's edge, integer data gives equal results."""
+    problem = integers(*sizes, dtype)
+    expected = run(reference, problem.map(lambda a: a.astype(np.float64)))
+    for name, value in run(kernels, problem.map(placed)).items():
+        assert np.array_equal(value, expected[name]), name
+        assert_untouched_around(value, name)
+
+
+@pytest.mark.parametrize("sizes", [*BLOCKS[::4], (40, 40, 40), (33, 17, 5), (1, 1, 1)], ids=str)
+def test_error_bound(kernels, dtype, sizes):
+    """Zero-mean data stays within 4 eps Σ|a||b| of the reference in a wider dtype."""
+    problem = normal(*sizes, dtype)
+    expected, terms = exact(problem, scale=0.7, lr=0.3), magnitudes(problem, scale=0.7, lr=0.3)
+    for name, value in run(kernels, problem, scale=0.7, lr=0.3).items():
+        assert_close(value, expected[name], terms[name], name)
+
+
+def real_shapes():
+    with (Path(__file__).parent / "shapes.csv").open() as file:
+        rows = {(int(r["batch"] or 7), int(r["in_features"]), int(r["out_features"])) for r in csv.DictReader(file)}
+    return sorted(rows)
+
+
+@pytest.fixture(scope="module", params=list(product(real_shapes(), DTYPES)), ids=lambda p: f"{p[0]}-{p[1].__name__}")
+def real_layer(request):
+    """Integer data in ±32 for a real layer, its exact output and gradients."""
+    sizes, dtype = request.param
+    p = integers(*sizes, dtype, most=32)
+    x, g, w, b = (a.astype(np.float64) for a in p)
+    return p, {"output": x @ w.T + b, "grad_input": g @ w, "grad_weight": g.T @ x, "grad_bias": g.sum(0)}
+
+
+def test_real_layers_exactly(real_layer, kernels):
+    """The layers of shapes.csv: integer data gives equal results, and not all zeros."""
+    (x, g, w, b), expected = real_layer
+    got = {name: np.full(value.shape, np.nan, x.dtype) for name, value in expected.items()}
+    kernels.forward(x, w, b, got["output"])
+    kernels.grad_input(g, w, got["grad_input"])
+    for name in ("grad_weight", "grad_bias"):
+        got[name].fill(0)
+    kernels.grad_weight(x, g, 1.0, got["grad_weight"])
+    kernels.grad_bias(g, 1.0, got["grad_bias"])
+    for name, value in expected.items():
+        assert np.any(value), name
+        assert np.array_equal(got[name], value), name
+
+
+@pytest.mark.parametrize("sizes", [s for s in real_shapes() if s[1] * s[2] <= 2**22], ids=str)
+def test_real_layers_error_bound(kernels, dtype, sizes):
+    """All but the largest layers of shapes.csv on zero-mean data: nine outputs and nine inputs of each are judged."""
+    _, in_features, out_features = sizes
+    x, g, w, b = p = normal(*sizes, dtype)
+    output, grad_input = np.empty_like(g), np.empty_like(x)
+    kernels.forward(x, w, b, output)
+    kernels.grad_input(g, w, grad_input)
+    some_out, some_in = (np.linspace(0, n - 1, min(n, 9), dtype=int) for n in (out_features, in_features))
+    x, g, w, b = p.map(lambda a: a.astype(wider(dtype)))
+    assert_close(
+        output[:, some_out],
+        x @ w[some_out].T + b[some_out],
+        abs(x) @ abs(w[some_out]).T + abs(b[some_out]),
+        "output",
+    )
+    assert_close(grad_input[:, some_in], g @ w[:, some_in], abs(g) @ abs(w[:, some_in]), "grad_input")
+
+
+def test_optional_arguments(kernels, dtype):
+    """Without a bias nothing is added, without an out the update writes parameters only, and they are the same."""
+    x, g, w, b = integers(5, 19, 11, dtype)
+    output = np.full_like(g, np.nan)
+    kernels.forward(x, w, None, output)
+    assert np.array_equal(output, x @ w.T)
+    plain, no_out, no_bias = w.copy(), w.copy(), w.copy()
+    bias = b.copy()
+    kernels.update(x, g, 0.5, plain, b.copy(), np.empty_like(x))
+    kernels.update(x, g, 0.5, no_out, bias, None)
+    kernels.update(x, g, 0.5, no_bias, None, None)
+    assert np.array_equal(plain, w - 0.5 * (g.T @ x))
+    assert_same_bits(no_out, plain)
+    assert_same_bits(no_bias, plain)
+    assert np.array_equal(bias, b - 0.5 * g.sum(0))
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf], ids=str)
+def test_special_values_spread_from_every_position(kernels, dtype, special):
+    """NaN and Inf in any place reach all they touch, tail lanes too; 0 · Inf is NaN; nothing else changes."""
+    for size in (1, 7, 16, 23, 40):
+        x, g, w, b = normal(size, size, 5, dtype, seed=size)
+        w[0] = 0
+        x[np.diag_indices(size)] = special
+        g[:, 3] = special
+        output, grad_input, grad_weight = np.empty_like(g), np.empty_like(x), np.zeros_like(w)
+        kernels.forward(x, w, b, output)
+        kernels.grad_input(g, w, grad_input)
+        g[:, 3] = 1
+        kernels.grad_weight(x, g, 1.0, grad_weight)
+        with np.errstate(invalid="ignore"):
+            assert np.array_equal(output, special * w.T + b, equal_nan=True)
+            assert np.array_equal(grad_input, np.broadcast_to(special * w[3], x.shape), equal_nan=True)
+            assert np.array_equal(grad_weight, special * g.T, equal_nan=True)
+
+
+def test_denormals_are_kept(kernels, dtype):
+    """A product below the smallest normal number is not flushed to zero."""
+    tiny = np.finfo(dtype).smallest_normal
+    small, eighth = np.full((1, 1), tiny), np.full((1, 1), dtype(0.125))
+    output, grad_input = np.zeros((2, 1, 1), dtype)
+    kernels.forward(small, eighth, None, output)
+    kernels.grad_input(small, eighth, grad_input)
+    assert output == grad_input == tiny / 8 > 0
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="the flags' numbers are those of x86 Linux"
+)
+def test_no_spurious_floating_point_flags(compiled, dtype):
+    """Padded lanes raise no flag (invalid, division by zero, overflow), with Inf on both sides of all memory."""
+    libm, flags = ctypes.CDLL("libm.so.6"), 1 | 4 | 8
+    for sizes in [(1, 1, 1), (5, 17, 3), (3, 33, 9), (7, 70, 13), (0, 3, 2), (2, 0, 3)]:
+        problem = normal(*sizes, dtype).map(lambda a: placed(a, 1, np.inf))
+        output, grad_input = placed(problem.grad_output, 1, np.inf), placed(problem.x, 1, np.inf)
+        libm.feclearexcept(flags)
+        compiled.forward(problem.x, problem.weight, problem.bias, output)
+        compiled.grad_input(problem.grad_output, problem.weight, grad_input)
+        compiled.update(problem.x, problem.grad_output, 0.1, problem.weight, problem.bias, grad_input)
+        assert libm.fetestexcept(flags) == 0, sizes
+
+
+def wrong(**changes):
+    """Arguments for 3 rows, 5 in and 4 out, with some of another shape."""
+    shapes = {
+        "x": (3, 5),
+        "grad_output": (3, 4),
+        "weight": (4, 5),
+        "bias": (4,),
+        "output": (3, 4),
+        "grad_input": (3, 5),
+    }
+    return {name: np.zeros(shape, np.float32) for name, shape in (shapes | changes).items()}
+
+
+WRONG = [
+    ("forward", "x weight bias output", wrong(x=(3, 6))),
+    ("forward", "x weight bias output", wrong(bias=(5,))),
+    ("forward", "x weight bias output", wrong(output=(2, 4))),
+    ("forward", "x weight bias output", wrong(output=(3, 5))),
+    ("grad_input", "grad_output weight grad_input", wrong(grad_output=(3, 5))),
+    ("grad_input", "grad_output weight grad_input", wrong(grad_input=(4, 5))),
+    ("grad_input", "grad_output weight grad_input", wrong(grad_input=(3, 4))),
+    ("grad_weight", "x grad_output 1 weight", wrong(x=(2, 5))),
+    ("grad_weight", "x grad_output 1 weight", wrong(weight=(5, 5))),
+    ("grad_weight", "x grad_output 1 weight", wrong(weight=(4, 4))),
+    ("grad_bias", "grad_output 1 bias", wrong(bias=(3,))),
+    ("update", "x grad_output 1 weight bias grad_input", wrong(x=(3, 4))),
+    ("update", "x grad_output 1 weight bias grad_input", wrong(grad_output=(2, 4))),
+    ("update", "x grad_output 1 weight bias grad_input", wrong(bias=(3,))),
+    ("update", "x grad_output 1 weight bias grad_input", wrong(grad_input=(3, 4))),
+    ("step", "weight 1 x", wrong(x=(3, 6))),
+]
+
+
+@pytest.mark.parametrize(("kernel", "names", "arrays"), WRONG, ids=[f"{k}-{n}" for n, (k, *_) in enumerate(WRONG)])
+def test_wrong_shapes(kernels, kernel, names, arrays):
+    """Every kernel, the reference too, refuses shapes that do not fit, and writes nothing."""
+    arguments = [arrays[name] if name in arrays else float(name) for name in names.split()]
+    if kernel == "step":
+        arguments = [a.ravel() if isinstance(a, np.ndarray) else a for a in arguments]
+    copies = {name: a.copy() for name, a in arrays.items()}
+    with pytest.raises(ValueError, match=r"\d.* expected"):
+        getattr(kernels, kernel)(*arguments)
+    for name, value in copies.items():
+        assert_same_bits(arrays[name], value, name)
+
+
+@pytest.mark.parametrize("kernel", ["forward", "grad_input", "grad_weight", "grad_bias", "update", "step"])
+def test_reference_has_the_kernels_signatures(compiled, kernel):
+    """The reference and the compiled kernels take the same parameters in the same order, with the same defaults."""
+
+    def parameters(module):
+        return [(p.name, p.default) for p in inspect.signature(getattr(module, kernel)).parameters.values()]
+
+    assert parameters(reference) == parameters(compiled)
