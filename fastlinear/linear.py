@@ -168,7 +168,8 @@ class Linear(Layer):
             raise ValueError(
                 f"{self._name}: the state must have the keys {sorted(parameters)}, got {sorted(map(str, state))}"
             )
-        values = {name: self._values(name, p.shape, state[name]) for name, p in parameters.items()}
+        # Copies, for a value may be a view of a parameter.
+        values = {name: self._values(name, p.shape, state[name]).copy() for name, p in parameters.items()}
         for name, parameter in parameters.items():
             self._check_frozen(name, parameter)
         for name, parameter in parameters.items():
@@ -204,20 +205,20 @@ class Linear(Layer):
     def _forward(self, x: Any, out: Any) -> Array:
         x = self._rows("x", x, self.in_features)
         self._check_out(out, (*x.shape[:-1], self.out_features))
-        return self._deliver(self.forward(x), out)
+        return self._deliver(super().forward(x), out)
 
     def _backward_input(self, grad_output: Any, out: Any) -> Array:
         grad_output = self._rows("grad_output", grad_output, self.out_features)
         self._check_out(out, (*grad_output.shape[:-1], self.in_features))
-        return self._deliver(self.backward_input(grad_output), out)
+        return self._deliver(super().backward_input(grad_output), out)
 
     def _backward(self, x: Any, grad_output: Any, out: Any, scale: float, input_grad: bool) -> Array | None:
         x, grad_output = self._pair(x, grad_output, out, input_grad)
-        return self._deliver(self.backward(x, grad_output, scale=scale, input_grad=input_grad), out)
+        return self._deliver(super().backward(x, grad_output, scale=scale, input_grad=input_grad), out)
 
     def _backward_update(self, x: Any, grad_output: Any, lr: float, out: Any, input_grad: bool) -> Array | None:
         x, grad_output = self._pair(x, grad_output, out, input_grad)
-        return self._deliver(self.backward_update(x, grad_output, lr, input_grad=input_grad), out)
+        return self._deliver(super().backward_update(x, grad_output, lr, input_grad=input_grad), out)
 
     def _pair(self, x: Any, grad_output: Any, out: Any, input_grad: bool) -> tuple[Array, Array]:
         """x and grad_output as the short way wants them, apart from all that backward writes to."""
