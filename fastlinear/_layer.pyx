@@ -8,7 +8,6 @@ subclass that has the same name with a leading underscore (linear.py): it raises
 back with arrays that pass here.
 """
 cimport numpy as cnp
-from cpython.float cimport PyFloat_AsDouble
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.float cimport FLT_MAX
 from libc.math cimport fabs, isinf
@@ -200,11 +199,7 @@ cdef class Layer:
 
     cdef inline double number(self, str name, value) except? -1:
         """value as a double that the layer's dtype can hold."""
-        cdef double d
-        try:
-            d = PyFloat_AsDouble(value)
-        except (TypeError, ValueError):
-            raise TypeError(f"{self!r}: {name} must be a real number, got {type(value).__name__}") from None
+        cdef double d = value if isinstance(value, float) else self._number(name, value)
         if not self.wide and fabs(d) > FLT_MAX and not isinf(d):
             raise ValueError(f"{self!r}: {name} must fit float32, got {value!r}")
         return d

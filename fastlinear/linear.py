@@ -139,9 +139,11 @@ class Linear(Layer):
             bound = self.in_features**-0.5 if self.in_features else 0.0
         else:
             bound = self._number("stdv", stdv) * 3**0.5
-            if not 0 <= bound < np.inf:
+            if not 0 <= 2 * bound <= float(np.finfo(self.dtype).max):
                 raise ValueError(f"{self._name}: stdv must be finite and not negative, got {stdv!r}")
         generator = np.random.default_rng(rng)
+        for name, parameter in zip(("weight", "bias"), self._memory(), strict=False):
+            self._check_frozen(name, parameter)
         for parameter in self._memory()[:2]:
             if parameter is not None:
                 generator.random(out=parameter, dtype=self.dtype)
@@ -150,7 +152,10 @@ class Linear(Layer):
 
     def zero_grad(self) -> None:
         """Set grad_weight and grad_bias to zero (Torch7: zeroGradParameters)."""
-        for gradient in self._memory()[2:]:
+        gradients = self._memory()[2:]
+        for name, gradient in zip(("grad_weight", "grad_bias"), gradients, strict=True):
+            self._check_frozen(name, gradient)
+        for gradient in gradients:
             if gradient is not None:
                 gradient.fill(0)
 
@@ -290,15 +295,20 @@ class Linear(Layer):
             raise ValueError(f"{self._name}: {name} must have shape {shape}, got {array.shape}")
         return array
 
-    def _check_frozen(self, name: str, memory: Array) -> None:
-        if not memory.flags.writeable:
+    def _check_frozen(self, name: str, memory: Array | None) -> None:
+        if memory is not None and not memory.flags.writeable:
             raise ValueError(f"{self._name}: {name} was made read-only (flags.writeable = False), so it cannot change")
 
     def _number(self, name: str, value: Any) -> float:
+        """value as a float. NumPy would only warn when it drops an imaginary part."""
+        if np.iscomplexobj(value):
+            raise TypeError(f"{self._name}: {name} must be a real number, got {type(value).__name__}")
         try:
             return float(operator.index(value) if isinstance(value, int) else value.__float__())
         except (TypeError, AttributeError):
             raise TypeError(f"{self._name}: {name} must be a real number, got {type(value).__name__}") from None
+        except OverflowError:
+            raise ValueError(f"{self._name}: {name} must fit {self.dtype}, got an integer beyond it") from None
 
     def _zeros(self, shape: tuple[int, ...]) -> Array:
         return _aligned(shape, self.dtype, np.zeros)
