@@ -21,14 +21,24 @@ def dtype(request):
     return request.param
 
 
+def _use(name, monkeypatch):
+    before = fastlinear.isa
+    monkeypatch.setattr(fastlinear, "isa", name)
+    _dispatch.use(name)
+    yield name
+    _dispatch.use(before)
+
+
 @pytest.fixture(params=ISAS)
 def isa(request, monkeypatch):
-    """Every layer of the test runs on this instruction set."""
-    before = fastlinear.isa
-    monkeypatch.setattr(fastlinear, "isa", request.param)
-    _dispatch.use(request.param)
-    yield request.param
-    _dispatch.use(before)
+    """Every layer of the test runs on this instruction set, or on the reference."""
+    yield from _use(request.param, monkeypatch)
+
+
+@pytest.fixture(params=COMPILED)
+def compiled_isa(request, monkeypatch):
+    """As isa, without the reference, which does not keep the contract on bits."""
+    yield from _use(request.param, monkeypatch)
 
 
 @pytest.fixture
@@ -37,10 +47,10 @@ def kernels(isa):
     return _dispatch.load(isa)
 
 
-@pytest.fixture(params=COMPILED)
-def compiled(request):
-    """The kernels that keep the contract on bits: all but the reference."""
-    return _dispatch.load(request.param)
+@pytest.fixture
+def compiled(compiled_isa):
+    """The module with the compiled kernels of that instruction set."""
+    return _dispatch.load(compiled_isa)
 
 
 @pytest.fixture

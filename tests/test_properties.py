@@ -1,0 +1,104 @@
+"""Properties over drawn shapes, layouts, dtypes and values. `--hypothesis-profile=nightly` draws 10,000 of each."""
+
+import copy
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from fastlinear import Linear, verify
+
+from .helpers import METHODS, assert_same_bits, assert_same_memory, memory_of
+
+FEATURES = st.integers(0, 70)
+BATCH = npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=9)
+LAYERS = st.builds(Linear, FEATURES, FEATURES, st.booleans(), st.sampled_from(["f4", "f8"]), st.integers(0, 99))
+METHOD = st.sampled_from(sorted(METHODS))
+
+
+@st.composite
+def views(draw, array):
+    """The array in some layout: each axis strided or reversed, axes in any order in memory, any byte offset."""
+    order = draw(st.permutations(range(array.ndim)))
+    steps = [draw(st.sampled_from([1, 1, 2, 3, -1, -2])) for _ in order]
+    stored = [array.shape[axis] * abs(steps[axis]) for axis in order]
+    offset = draw(st.sampled_from([0, 0, 1, 4, 8, 31]))
+    memory = np.full(int(np.prod(stored)) * array.itemsize + offset, 0xA5, np.uint8)
+    base = memory[offset:].view(array.dtype).reshape(stored).transpose(np.argsort(order))
+    view = base[tuple(slice(None, None, step) for step in steps)]
+    view[...] = array
+    return view
+
+
+@st.composite
+def calls(draw):
+    """A layer, and x and grad_output that fit it, in contiguous arrays of its dtype."""
+    layer, batch, seed = draw(LAYERS), draw(BATCH), draw(st.integers(0, 99))
+    rng = np.random.default_rng(seed)
+    x, grad_output = (
+        rng.standard_normal((*batch, n)).astype(layer.dtype) for n in (layer.in_features, layer.out_features)
+    )
+    return layer, x, grad_output
+
+
+@given(calls())
+def test_every_layer_verifies(isa, call):
+    """Any layer on any batch is within the bound of the reference."""
+    assert all(error <= 4 for error in verify(*call).values())
+
+
+@given(calls(), METHOD, st.data())
+def test_layout_does_not_matter(isa, call, method, data):
+    """x, grad_output and out in any layout give the bits of contiguous arrays."""
+    layer, x, grad_output = call
+    twin = copy.deepcopy(layer)
+    expected = METHODS[method](twin, x, grad_output, None)
+    out = None if expected is None else data.draw(views(np.full_like(expected, np.nan)))
+    got = METHODS[method](layer, data.draw(views(x)), data.draw(views(grad_output)), out)
+    assert got is out
+    if out is not None:
+        assert_same_bits(np.ascontiguousarray(got).reshape(got.shape), expected)
+    assert_same_memory(layer, memory_of(twin))
+
+
+@given(calls(), METHOD, st.sampled_from(["f2", "f4", "i1", "u1", "i2", "?", ">f2", ">f4"]))
+def test_safe_casts(isa, call, method, dtype):
+    """Any dtype that casts safely gives the bits of the cast array."""
+    layer, x, grad_output = call
+    twin = copy.deepcopy(layer)
+    x, grad_output = ((8 * abs(a)).astype(dtype) for a in (x, grad_output))
+    expected = METHODS[method](twin, x.astype(layer.dtype), grad_output.astype(layer.dtype), None)
+    got = METHODS[method](layer, x, grad_output, None)
+    assert (got is None) == (expected is None)
+    if got is not None:
+        assert_same_bits(got, expected)
+    assert_same_memory(layer, memory_of(twin))
+
+
+SHAPES = npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
+
+
+@given(METHOD, SHAPES, SHAPES, SHAPES | st.none())
+def test_any_shapes_work_or_raise(isa, method, x_shape, grad_shape, out_shape):
+    """Arrays of any shape: either they fit, as worked out here, or a ValueError comes and nothing has changed."""
+    layer = Linear(3, 2, rng=0)
+    reads_x, reads_grad = method != "backward_input", method not in ("call", "forward")
+    fits = (not reads_x or x_shape[-1:] == (3,)) and (not reads_grad or grad_shape[-1:] == (2,))
+    if reads_x and reads_grad:
+        fits = fits and x_shape[:-1] == grad_shape[:-1]
+    result = (*x_shape[:-1], 2) if not reads_grad else (*grad_shape[:-1], 3)
+    if out_shape is not None and method != "backward_params":
+        fits = fits and out_shape == result
+    before = memory_of(layer)
+    x, grad_output = np.ones(x_shape, np.float32), np.ones(grad_shape, np.float32)
+    out = None if out_shape is None else np.full(out_shape, 42, np.float32)
+    try:
+        got = METHODS[method](layer, x, grad_output, out)
+    except ValueError:
+        assert not fits
+        assert_same_memory(layer, before)
+        assert out is None or np.all(out == 42)
+    else:
+        assert fits
+        assert got is None or got.shape == result
