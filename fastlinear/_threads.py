@@ -52,7 +52,7 @@ def initialise() -> None:
     """What FASTLINEAR_NUM_THREADS asks for, or the default; and one thread after a fork."""
     wanted = os.environ.get(_VARIABLE)
     if wanted:
-        if not wanted.isascii() or not wanted.isdigit() or not 1 <= int(wanted) <= 1024:
+        if not wanted.isascii() or not wanted.isdigit() or len(wanted) > 4 or not 1 <= int(wanted) <= 1024:
             raise ImportError(f"{_VARIABLE}={wanted!r} must be an integer from 1 to 1024")
         set_num_threads(int(wanted))
     else:
