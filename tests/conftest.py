@@ -2,6 +2,7 @@
 
 import pytest
 from hypothesis import HealthCheck, settings
+from threadpoolctl import threadpool_limits
 
 import fastlinear
 from fastlinear import _dispatch
@@ -14,6 +15,13 @@ settings.register_profile(
 )
 settings.register_profile("nightly", settings.get_profile("ci"), derandomize=False, max_examples=10_000)
 settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_blas_thread():
+    """The reference runs on NumPy's BLAS, whose threads would only get in the way of those that are tested."""
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
 
 
 @pytest.fixture(params=DTYPES, ids=lambda dtype: dtype.__name__)
