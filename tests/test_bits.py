@@ -24,6 +24,7 @@ SHAPES = [
     (260, 40, 10),
     (257, 513, 66),
     (64, 1030, 70),
+    (8, 2060, 270),
 ]
 FUSED = [name for name in COMPILED if name != "baseline"]
 

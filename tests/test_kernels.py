@@ -33,12 +33,15 @@ TILE_EDGES = product(range(14), (0, 1, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33), rang
 SAMPLE = [(b, i, o) for b, i, o in product(range(MOST + 1), repeat=3) if (b + 3 * i + 9 * o) % 13 == 0]
 SMALL = sorted({*TILE_EDGES, *SAMPLE})
 
-# Both sides of every edge: the width of an axpy tile, a block of k (1024 float32, 512 float64), of rows of W (256), of
-# rows of x (128), of the batch (256), of columns (512); each with a batch that streams W and one that does not.
-WIDTHS = (47, 48, 49, 63, 64, 65, 127, 128, 129, 511, 512, 513, 1023, 1024, 1025, 1537, 2049)
+# Both sides of every edge: the width of an axpy tile (3 to 8 vectors of 16 to 64 bytes), a block of k (1024 float32,
+# 512 float64), of rows of W (256), of rows of x (128), of the batch (256), of columns (2048); each with a batch that
+# streams W and one that does not.
+EDGES = (48, 64, 80, 96, 128, 256, 512, 1024, 2048)
+WIDTHS = sorted({edge + step for edge in EDGES for step in (-1, 0, 1)})
 BLOCKS = [
     *product((1, 3, 7), WIDTHS, (9,)),
     *product((1, 4, 6, 7), (5, 70, 515), (255, 256, 257, 513)),
+    *product((1, 5, 7), (2049, 4097), (257, 513)),
     *product((127, 128, 129, 255, 256, 257, 385, 513), (21, 67), (11,)),
     (129, 1025, 33),
     (257, 66, 258),
