@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import functools
 import importlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -44,7 +45,7 @@ GRID_SHAPES = [
 ]
 GRID_BATCHES = [0, 1, 2, 4, 8, 16, 32, 64, 256]
 DTYPES = ["float32", "float64"]
-LEARNING_RATE = 1e-6
+LEARNING_RATE = 1e-4
 
 
 class Case(NamedTuple):
@@ -70,20 +71,18 @@ def listed_shapes() -> list[tuple[int, int]]:
 
 def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """An array that begins on a cache line, filled with numbers in ±1."""
-    size = int(np.prod(shape))
-    memory = np.empty(size + 16, dtype)
+    size, period = int(np.prod(shape)), 1 << 14
+    memory = np.empty(size + period + 16, dtype)
     start = -memory.ctypes.data % 64 // memory.itemsize
-    array = memory[start : start + size].reshape(shape)
-    array[...] = np.resize(np.random.default_rng(0).uniform(-1, 1, min(size, 1 << 16)), shape)
-    return array
+    periods = memory[start:][: -(-size // period) * period].reshape(-1, period)
+    periods[...] = np.random.default_rng(0).uniform(-1, 1, period)
+    return memory[start : start + size].reshape(shape)
 
 
 @functools.lru_cache(maxsize=1)
-def arrays(case: Case) -> dict[str, Any]:
-    """x, g, W, b, y, gx, dW, db by these names, the layer on them, and scratch for those who need it."""
-    rows = (case.batch,) if case.batch else ()
-    weight = aligned((case.out_features, case.in_features), case.dtype)
-    bias = aligned((case.out_features,), case.dtype)
+def parameters(in_features: int, out_features: int, dtype: str) -> dict[str, Any]:
+    """W, b, dW, db by these names, the layer on them, and scratch for those who need it."""
+    weight, bias = aligned((out_features, in_features), dtype), aligned((out_features,), dtype)
     layer = fastlinear.Linear.from_weights(weight, bias, copy=False)
     return {
         "layer": layer,
@@ -91,13 +90,21 @@ def arrays(case: Case) -> dict[str, Any]:
         "b": bias,
         "dW": layer.grad_weight,
         "db": layer.grad_bias,
+        "product": aligned((out_features, in_features), dtype),
+        "total": aligned((out_features,), dtype),
+    }
+
+
+@functools.lru_cache(maxsize=1)
+def arrays(case: Case) -> dict[str, Any]:
+    """Those of the layer, and x, g, y, gx and more scratch."""
+    rows = (case.batch,) if case.batch else ()
+    return parameters(case.in_features, case.out_features, case.dtype) | {
         "x": aligned((*rows, case.in_features), case.dtype),
         "g": aligned((*rows, case.out_features), case.dtype),
         "y": aligned((*rows, case.out_features), case.dtype),
         "gx": aligned((*rows, case.in_features), case.dtype),
-        "product": aligned((case.out_features, case.in_features), case.dtype),
         "scaled": aligned((*rows, case.out_features), case.dtype),
-        "total": aligned((case.out_features,), case.dtype),
         "ones": np.ones(case.batch, case.dtype),
     }
 
@@ -250,7 +257,7 @@ NUMPY_BATCH = {
     ),
 }
 TORCH_VECTOR = {
-    "forward": ("linear(x, W, b)", "torch.addmv(b, W, x, out=y)"),
+    "forward": ("y = linear(x, W, b)", "torch.addmv(b, W, x, out=y)"),
     "grad_input": ("torch.mv(Wt, g, out=gx)",),
     "grad_weight": ("dW.addr_(g, x)",),
     "grad_bias": ("db.add_(g)",),
@@ -258,7 +265,7 @@ TORCH_VECTOR = {
     "update_bias": ("b.add_(g, alpha=-lr)",),
 }
 TORCH_BATCH = {
-    "forward": ("linear(x, W, b)", "torch.addmm(b, x, Wt, out=y)"),
+    "forward": ("y = linear(x, W, b)", "torch.addmm(b, x, Wt, out=y)"),
     "grad_input": ("torch.mm(g, W, out=gx)",),
     "grad_weight": ("dW.addmm_(gt, x)", "torch.mm(gt, x, out=product); dW.add_(product)"),
     "grad_bias": ("torch.sum(g, 0, out=total); db.add_(total)", "db.addmv_(gt, ones)"),
@@ -272,6 +279,7 @@ OURS = "fastlinear"
 PEERS = ("numpy", "torch", "onnxruntime")
 BUILDS = {f"{OURS}[{isa}]": isa for isa in _dispatch.available() if isa not in (fastlinear.isa, _dispatch.REFERENCE)}
 """The other builds of the kernels that this machine runs."""
+NARROW = f"{OURS}[avx2]"
 
 LIBRARIES = {
     OURS: Library(fastlinear_names, FASTLINEAR, FASTLINEAR),
@@ -285,6 +293,11 @@ LIBRARIES = {
 }
 
 THREADS = 1
+
+
+def cores() -> set[int]:
+    """The cores that this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def set_threads(threads: int, libraries: Iterable[str] = LIBRARIES) -> None:
@@ -326,7 +339,38 @@ def fastest(library: str, forms: tuple[str, ...], case: Case, names: dict[str, A
     return CHOSEN[key]
 
 
-def compare(operation: str, case: Case, libraries: Iterable[str], seconds: float) -> dict[str, float]:
-    """Median seconds of each library at one case, interleaved."""
-    works = {name: prepare(name, operation, case) for name in libraries}
-    return interleave({name: work for name, work in works.items() if work}, seconds)
+def works(operation: str, case: Case, libraries: Iterable[str]) -> dict[str, Work]:
+    """The works of those libraries that do this operation."""
+    prepared = {name: prepare(name, operation, case) for name in libraries}
+    return {name: work for name, work in prepared.items() if work}
+
+
+# ---- what an operation is made of
+
+
+PRODUCTS = {"backward": 2, "backward_update": 2, "training_step": 3}
+"""How many products of W's size an operation is; one, unless it is here."""
+
+
+def flops(operation: str, case: Case) -> float:
+    """The floating-point operations of the products."""
+    return 2.0 * PRODUCTS.get(operation, 1) * max(case.batch, 1) * case.in_features * case.out_features
+
+
+TRAFFIC = {
+    "forward": "W b x y",
+    "grad_input": "W g gx",
+    "grad_weight": "dW dW g x",
+    "backward": "W g gx dW dW x db db",
+    "backward_update": "W W g gx x b b",
+    "training_step": "W W b b x y g gx",
+}
+"""The arrays that an operation must move: each once if it is read or written, twice if both."""
+
+
+def traffic(operation: str, case: Case) -> int:
+    """The bytes that an operation must move between the caches and memory if nothing is moved twice."""
+    rows, inputs, outputs = max(case.batch, 1), case.in_features, case.out_features
+    sizes = {"W": inputs * outputs, "b": outputs, "x": rows * inputs, "y": rows * outputs}
+    sizes |= {"dW": sizes["W"], "db": sizes["b"], "gx": sizes["x"], "g": sizes["y"]}
+    return sum(sizes[name] for name in TRAFFIC[operation].split()) * np.dtype(case.dtype).itemsize

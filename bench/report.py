@@ -1,22 +1,37 @@
-"""Compare fastlinear with NumPy, PyTorch and ONNX Runtime on this machine.
+"""Compare fastlinear with NumPy, PyTorch and ONNX Runtime, and with the limits of this machine.
 
-    python bench/report.py --only forward --shapes 256x256 --batches 256 --dtypes float32
+    python bench/report.py              measure everything (below 20 minutes), write docs/benchmarks
+    python bench/report.py --quick      the same with few rounds (about 3 minutes)
+    python bench/report.py --redraw     write the page and the pictures again, from docs/benchmarks/results.json
 
-prints a plain table of a few points, for tuning.
+For tuning, a plain table of some points, at once:
+
+    python bench/report.py --only forward --shapes 256x256 --batches vector 256 --dtypes float32
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime as dt
+import json
 import math
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
 from itertools import product
+from pathlib import Path
 
+import bars
+import machine
+import measure
 import peers
 from peers import OURS, PEERS, Case
+from timing import interleave
 
+import fastlinear
 
-def geometric_mean(values: list[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
 
 
 def shape(text: str) -> tuple[int, int]:
@@ -28,47 +43,114 @@ def batch(text: str) -> int:
     return 0 if text in ("vector", "v") else int(text)
 
 
-def table(operations: list[str], cases: list[Case], libraries: list[str], seconds: float) -> None:
-    """Print time, rate and the ratio of each library's time to ours, point by point."""
-    print(f"{'':36}{'µs':>10}{'GFLOP/s':>9}" + "".join(f"{name.removeprefix(OURS):>12}" for name in libraries)
-          + f"{'best/ours':>11}")  # fmt: skip
-    for operation in operations:
-        ratios = []
-        for case in cases:
-            times = peers.compare(operation, case, [OURS, *libraries], seconds)
-            ours = times.pop(OURS)
-            against = [times[name] for name in times if name in PEERS]
-            ratio = min(against, default=math.nan) / ours
-            ratios.append(ratio)
-            products = {"backward": 2, "backward_update": 2, "training_step": 3}.get(operation, 1)
-            rate = 2 * products * max(case.batch, 1) * case.in_features * case.out_features / ours / 1e9
-            cells = "".join(f"{times[name] / ours:12.2f}" if name in times else f"{'–':>12}" for name in libraries)
-            print(f"{operation:16}{case!s:20}{ours * 1e6:10.2f}{rate:9.1f}{cells}{ratio:11.2f}"
-                  + (" <" if ratio < 1 else ""), flush=True)  # fmt: skip
-        print(f"{operation:16}geometric mean {geometric_mean(ratios):.2f}, "
-              f"worst {min(ratios):.2f}, below 1: {sum(r < 1 for r in ratios)} of {len(ratios)}\n")  # fmt: skip
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few rounds")
+    parser.add_argument("--redraw", action="store_true", help="measure nothing")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write (docs/benchmarks)")
+    points = parser.add_argument_group("a plain table on the terminal")
+    points.add_argument(
+        "--only", nargs="+", choices=peers.OPERATIONS, help="these operations; the default is the report"
+    )
+    points.add_argument("--shapes", nargs="+", type=shape, default=peers.GRID_SHAPES, metavar="INxOUT")
+    points.add_argument("--batches", nargs="+", type=batch, default=peers.GRID_BATCHES, metavar="ROWS|vector")
+    points.add_argument("--dtypes", nargs="+", choices=peers.DTYPES, default=peers.DTYPES)
+    points.add_argument("--libraries", nargs="+", choices=peers.LIBRARIES, default=PEERS)
+    points.add_argument("--seconds", type=float, default=0.25, help="how long to time each point")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=peers.OPERATIONS, default=["forward", "backward"])
-    parser.add_argument("--shapes", nargs="+", type=shape, default=peers.GRID_SHAPES, metavar="INxOUT")
-    parser.add_argument("--batches", nargs="+", type=batch, default=peers.GRID_BATCHES, metavar="ROWS|vector")
-    parser.add_argument("--dtypes", nargs="+", choices=peers.DTYPES, default=peers.DTYPES)
-    parser.add_argument("--libraries", nargs="+", choices=peers.LIBRARIES, default=PEERS)
-    parser.add_argument("--seconds", type=float, default=0.25, help="how long to time each point")
-    options = parser.parse_args()
+    options = arguments()
     peers.set_threads(1)
+    if options.only:
+        cases = [Case(*layer, rows, dtype)
+                 for dtype, layer, rows in product(options.dtypes, options.shapes, options.batches)]  # fmt: skip
+        print_table(options.only, cases, measure.installed(options.libraries), options.seconds)
+        return
+    file = options.folder / "results.json"
+    if not options.redraw:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        measure.save({"about": about(options.quick)} | everything(options.quick), file)
+    results = json.loads(file.read_text())
+    import page
+    import pictures
+
+    pictures.draw(results, options.folder)
+    (options.folder / "README.md").write_text(page.write(results))
+    for bar in bars.bars(results):
+        print(f"{'ok  ' if bar.met else 'MISS'} {bar.what}: {bar.bar}, measured {bar.measured}")
+
+
+def print_table(operations: list[str], cases: list[Case], libraries: list[str], seconds: float) -> None:
+    """Time, rate and the ratio of each library's time to ours, point by point."""
+    heads = "".join(f"{name.removeprefix(OURS):>12}" for name in libraries)
+    print(f"{'':40}{'µs':>10}{'GFLOP/s':>9}{heads}{'best/ours':>11}")
+    for operation in operations:
+        ratios = []
+        for case in cases:
+            times = interleave(peers.works(operation, case, [OURS, *libraries]), seconds)
+            ours, ratio = times[OURS], measure.ratio(times)
+            ratios.append(ratio)
+            cells = "".join(f"{times[name] / ours:12.2f}" if name in times else f"{'–':>12}" for name in libraries)
+            rate = peers.flops(operation, case) / ours / 1e9
+            flag = " <" if ratio < 1 else ""
+            print(f"{operation:16}{case!s:24}{ours * 1e6:10.2f}{rate:9.1f}{cells}{ratio:11.2f}{flag}", flush=True)
+        lost, mean = sum(ratio < 1 for ratio in ratios), bars.geometric_mean(ratios)
+        print(f"{operation}: geometric mean {mean:.2f}, worst {min(ratios):.2f}, below 1: {lost} of {len(ratios)}\n")
+
+
+def about(quick: bool) -> measure.Figures:
+    """The machine, the versions, the command."""
+    versions = {}
+    for name in ("numpy", *PEERS[1:]):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    compiler = subprocess.run(["cc", "--version"], capture_output=True, text=True).stdout.partition("\n")[0]
+    caches = ", ".join(f"{name} {size >> 10} KiB" for name, size in machine.caches().items())
+    return {
+        "command": "python bench/report.py" + (" --quick" if quick else ""),
+        "date": dt.date.today().isoformat(),
+        "machine": {
+            "processor": f"{machine.processor()}, {len(peers.cores())} cores",
+            "caches": caches,
+            "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}, {compiler}",
+            "fastlinear": f"{fastlinear.__version__}, instruction set {fastlinear.isa}",
+            **{measure.LABELS[name]: found for name, found in versions.items()},
+        },
+    }
+
+
+def everything(quick: bool) -> measure.Figures:
+    """All measurements of the report."""
+    seconds = 0.03 if quick else 0.3
+    shapes = measure.LARGE[:1] if quick else measure.LARGE  # the largest products take seconds each
+    most = 1 << 28 if quick else math.inf
     cases = [
-        Case(*shape, batch, dtype) for dtype, shape, batch in product(options.dtypes, options.shapes, options.batches)
+        Case(*layer, rows, dtype)
+        for dtype, layer, rows in product(peers.DTYPES, peers.GRID_SHAPES, peers.GRID_BATCHES)
+        if rows * math.prod(layer) <= most
     ]
-    table(
-        options.only,
-        cases,
-        [name for name in options.libraries if not peers.LIBRARIES[name].missing()],
-        options.seconds,
-    )
+    return {
+        "limits": measure.limits(seconds / 2),
+        "calls": measure.calls(40 * seconds),
+        "steps": measure.steps(3 * seconds),
+        "grid": {
+            "forward": measure.compare("forward", cases, measure.installed([OURS, *PEERS, peers.NARROW]), seconds),
+            "backward": measure.compare("backward", cases, measure.installed([OURS, *PEERS]), seconds),
+        },
+        "compute": measure.compute(shapes, 3 * seconds),
+        "memory": measure.memory(3 * seconds),
+        "roofline": measure.roofline(shapes, seconds / 3),
+        "sizes": measure.sizes(2e-3, 10 if quick else 1),
+        "threads": measure.threads([] if quick else cases, seconds) if len(peers.cores()) > 1 else {},
+        "import": measure.importing(),
+        "wheel": None if quick else measure.wheel(),
+        "allocations": measure.allocations(),
+    }
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
