@@ -143,6 +143,10 @@ def calls(seconds: float) -> dict[str, dict[str, float]]:
     case = Case(*SMALLEST_CALL, 0, "float32")
     names = peers.LIBRARIES[OURS].names(case)
     groups: dict[str, dict[str, Work]] = {
+        "floor": {
+            "[].clear()": Work("empty.clear()", {"empty": []}),
+            "y.copy()": Work("y.copy()", names),
+        },
         "fastlinear": {
             statement: Work(statement, names)
             for statement in [
@@ -153,10 +157,6 @@ def calls(seconds: float) -> dict[str, dict[str, float]]:
                 "layer.backward(x, g, out=gx)",
                 "layer.backward_update(x, g, lr, out=gx)",
             ]
-        },
-        "floor": {
-            "[].clear()": Work("empty.clear()", {"empty": []}),
-            "y.copy()": Work("y.copy()", names),
         },
         "numpy": {"W @ x + b": Work("W @ x + b", names)},
     }
@@ -204,13 +204,14 @@ def sizes(seconds: float, every: int = 1) -> list[Figures]:
 
 
 def sweep(works: list[Work], seconds: float) -> None:
-    """Time all the works in short rounds, again and again from the first to the last."""
+    """Time all the works in short rounds, again and again from the first to the last; together they outgrow the
+    caches, so each round begins with a run that is not timed."""
     for work in works:
         if not work.number:
             work.calibrate(seconds / 20)
     for _ in range(15):
         for work in works:
-            work.round()
+            work.round(warm=True)
 
 
 def cliffs(works: dict[int, Work], limit: float = 1.2) -> list[tuple[int, int]]:
@@ -266,6 +267,7 @@ def speed_up(cases: list[tuple[str, Case]], number: int, seconds: float) -> list
             for n in (1, number):
                 works[str(n)] = peers.works(operation, case, [OURS])[OURS]
                 works[str(n)].context = partial(limited, n)
+                works[str(n)].use_wall_clock()
             interleave(works, seconds)
             for n, work in works.items():
                 work.times += rounds[operation, case][n].times if (operation, case) in rounds else []
@@ -283,8 +285,12 @@ def speed_up(cases: list[tuple[str, Case]], number: int, seconds: float) -> list
 def peer_threads(library: str, cases: list[tuple[str, Case]], number: int, seconds: float) -> list[Figures]:
     """One library with so many threads, alone in its process."""
     peers.set_threads(number, [library])
-    works = ((operation, case, peers.works(operation, case, [library])) for operation, case in cases)
-    return [figure(operation, case, interleave(work, seconds)) for operation, case, work in works if work]
+    found = []
+    for operation, case in cases:
+        if works := peers.works(operation, case, [library]):
+            works[library].use_wall_clock()
+            found.append(figure(operation, case, interleave(works, seconds)))
+    return found
 
 
 # ---- import and size

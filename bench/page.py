@@ -32,7 +32,8 @@ def write(results: Figures) -> str:
     parts = [
         "# Benchmarks\n",
         f"Made by `{about['command']}` on {about['date']}. One thread unless said otherwise; medians of interleaved "
-        "rounds in one process; a ratio is the best peer's time over fastlinear's, so above 1 fastlinear is faster. "
+        "rounds in one process, in processor time of that thread (wall time for two threads); a ratio is the best "
+        "peer's time over fastlinear's, so above 1 fastlinear is faster. "
         "Peers get preallocated outputs and contiguous inputs, and the fastest of several ways to write the operation "
         "counts ([the statements](#what-was-timed)). All figures are in [results.json](results.json).\n",
         table(["", ""], about["machine"].items(), 2),

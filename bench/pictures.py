@@ -58,11 +58,13 @@ def roofline(results: Figures) -> plt.Figure:
     x = np.geomspace(0.1, 400, 200)
     for axis, dtype in zip(axes, DTYPES, strict=True):
         peak = max(results["limits"]["fma"][dtype].values())
+        axis.set(xscale="log", yscale="log", xlim=(0.1, 400), ylim=(1, 200), title=dtype,
+                 xlabel="flop per byte that must move (each array once)")  # fmt: skip
         for name, rate in ceilings(results["limits"]).items():
             axis.plot(x, np.minimum(rate * x, peak) / 1e9, color="#555555", linewidth=1, zorder=1)
-            at = 0.11
-            axis.text(at, 1.06 * rate * at / 1e9, f"{name} {rate / 1e9:.0f} GB/s", fontsize=8, color="#555555",
-                      rotation=45, rotation_mode="anchor", transform_rotates_text=True)  # fmt: skip
+            slope = np.degrees(np.arctan(rate / 1e9))
+            axis.text(0.11, 1.06 * rate * 0.11 / 1e9, f"{name} {rate / 1e9:.0f} GB/s", fontsize=8, color="#555555",
+                      rotation=slope, rotation_mode="anchor", transform_rotates_text=True)  # fmt: skip
         axis.annotate(f"FMA peak {peak / 1e9:.1f} GFLOP/s", (390, peak / 1e9), fontsize=8, color="#555555", ha="right",
                       xytext=(0, 4), textcoords="offset points")  # fmt: skip
         for point in results["roofline"]:
@@ -72,8 +74,6 @@ def roofline(results: Figures) -> plt.Figure:
             work = flops(operation, case)
             axis.scatter(work / traffic(operation, case), work / point["seconds"][OURS] / 1e9, s=34, alpha=0.85,
                          color=COLOURS[operation], marker=MARKERS[case.in_features], linewidth=0, zorder=2)  # fmt: skip
-        axis.set(xscale="log", yscale="log", xlim=(0.1, 400), ylim=(1, 300), title=dtype,
-                 xlabel="flop per byte that must move (each array once)")  # fmt: skip
         axis.xaxis.set_major_formatter(PLAIN)
         axis.yaxis.set_major_formatter(PLAIN)
     axes[0].set_ylabel("GFLOP/s")
@@ -167,7 +167,7 @@ def size_curves(results: Figures) -> plt.Figure:
             panels[curve["batch"], curve["dtype"]].plot(
                 curve["sizes"], np.multiply(curve["seconds"], 1e6), linewidth=1, color=COLOURS[curve["operation"]],
                 label=curve["operation"])  # fmt: skip
-    panels[0, "float32"].legend(frameon=False)
+    panels[0, "float32"].legend(frameon=False, loc="lower right")
     return figure
 
 
@@ -180,7 +180,7 @@ def size_peers(results: Figures) -> plt.Figure:
             panels[curve["batch"], curve["dtype"]].plot(
                 curve["sizes"], np.multiply(curve["seconds"], 1e6), style, linewidth=1, color=LIBRARY_COLOURS[library],
                 label=LABELS[library] if style == "-" else None)  # fmt: skip
-    panels[0, "float32"].legend(frameon=False)
+    panels[0, "float32"].legend(frameon=False, loc="lower right")
     return figure
 
 

@@ -2,11 +2,13 @@
 
 The candidates take turns in short rounds, so that a slow moment of the machine falls on all of them, and a candidate's
 time is its median round. A round repeats the statement itself in timeit's loop: nothing is called but what is timed.
+What runs on one thread is measured by that thread's processor time, which stands still while others have the core.
 """
 
 from __future__ import annotations
 
 import statistics
+import time
 import timeit
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -27,7 +29,7 @@ class Work:
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.statement, self.names, self.context = statement, names, context
-        self.timer = timeit.Timer(statement, globals=names)
+        self.timer = timeit.Timer(statement, timer=time.thread_time, globals=names)
         self.number = 0
         self.times: list[float] = []
 
@@ -40,10 +42,16 @@ class Work:
                 self.number = max(2 * self.number, min(round(0.8 * seconds / took * self.number), 50 * self.number))
         return took
 
-    def round(self) -> None:
-        """Time one round; the seconds of one repetition go to ``times``."""
+    def round(self, warm: bool = False) -> None:
+        """Time one round, after one run for the caches if warm; the seconds of one repetition go to ``times``."""
         with self.context():
+            if warm:
+                self.timer.timeit(1)
             self.times.append(self.timer.timeit(self.number) / self.number)
+
+    def use_wall_clock(self) -> None:
+        """For what runs on more than one thread."""
+        self.timer.timer = time.perf_counter
 
     def forget(self) -> None:
         """Let go of the arrays; the times stay."""
