@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from fastlinear import reference
 from fastlinear.linear import Linear
 
+if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
+    from numpy.typing import ArrayLike, NDArray
+
+    Array = NDArray[Any]
+
 LIMIT = 4.0
 """The most that |got - exact| may be, in units of eps · Σ|a||b|, for each element of each output."""
-
-Array = NDArray[Any]
 
 
 def verify(layer: Linear, x: ArrayLike, grad_output: ArrayLike) -> dict[str, float]:

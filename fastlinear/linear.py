@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from fastlinear._layer import Layer
 
-Array = NDArray[Any]
-Result = TypeVar("Result", Array, Array | None)
+if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
+    from typing import TypeVar
+
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+    Array = NDArray[Any]
+    Result = TypeVar("Result", Array, Array | None)
 
 _ALIGNMENT = 64
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
 Kernel = TypeVar("Kernel", bound=Callable[..., None])
 
 
