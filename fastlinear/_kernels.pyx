@@ -45,6 +45,8 @@ cdef extern from "_tile.h" nogil:
                     bint)
     void packed_f64(int, int, const double*, Py_ssize_t, const double*, Py_ssize_t, double*, Py_ssize_t, const double*,
                     bint)
+    void scaled_f32(Py_ssize_t, int, float, const float*, Py_ssize_t, float*)
+    void scaled_f64(Py_ssize_t, int, double, const double*, Py_ssize_t, double*)
     void update_f32(int, Py_ssize_t, const float*, const float*, float, float*, Py_ssize_t, float*, bint)
     void update_f64(int, Py_ssize_t, const double*, const double*, double, double*, Py_ssize_t, double*, bint)
 
@@ -60,6 +62,7 @@ cdef enum:
     CHUNK = 2048           # grad_input: columns of the output that stay in L1 while rows of W stream past a small batch
     STREAMS = 8            # rows of W that stream together
     MOST_ROWS = 8          # no axpy tile is higher
+    MOST_LANES = 16        # no vector is longer
     # A dot tile loses about 32/k of its time to sums over lanes, a packed one 6.5/batch to making the copy.
     PACKED_BATCH = 8       # forward: the least batch for a copy of W; and more, one for each five of k, up to ...
     PACKED_BATCH_LONG = 64 # ... this, where many tiles of rows would evict the rows of W from L1
@@ -95,6 +98,14 @@ cdef inline void packed(int rows, int outs, const real* x, Py_ssize_t x_row, con
         packed_f32(rows, outs, x, x_row, copy, k, y, y_row, bias, first)
     else:
         packed_f64(rows, outs, x, x_row, copy, k, y, y_row, bias, first)
+
+
+cdef inline void scaled(Py_ssize_t steps, int rows, real scale, const real* a, Py_ssize_t a_step,
+                        real* copy) noexcept nogil:
+    if real is float:
+        scaled_f32(steps, rows, scale, a, a_step, copy)
+    else:
+        scaled_f64(steps, rows, scale, a, a_step, copy)
 
 
 cdef inline void update_one(int rows, Py_ssize_t width, const real* x, const real* g, real scale,
@@ -152,11 +163,11 @@ cdef void forward_dots(const real* x, const real* weight, const real* bias, real
 cdef void forward_packed(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
                          Py_ssize_t o_begin, Py_ssize_t o_end,
                          Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
-    """A large batch: the same sums from a transposed copy of a block of W, a vector of outputs wide."""
+    """A large batch: the same sums from a transposed copy of a block of W, 64 bytes of outputs wide."""
     cdef char memory[K_BLOCK_BYTES * 16 + 64]
     cdef real* copy = <real*> (memory + 64 - <size_t> memory % 64)
     cdef Py_ssize_t k_block = K_BLOCK_BYTES // sizeof(real), n, k0, k, o, b0, b1, b
-    cdef int width = VECTOR_BYTES // <int> sizeof(real), outs
+    cdef int width = 64 // <int> sizeof(real), outs
     b0 = 0
     while b0 < batch:
         b1 = min(b0 + X_BLOCK, batch)
@@ -213,19 +224,17 @@ cdef void grad_weight_part(const real* x, const real* grad_output, real scale, r
                            Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
     # An exact left fold over the batch: each tile goes on from what is stored. The scale is applied to grad_output
     # first, on a copy of the tile's columns, which then also lie together.
-    cdef real scaled[B_BLOCK * MOST_ROWS]
-    cdef int rows = even(o_end - o_begin, AXPY_ROWS), r, high
-    cdef Py_ssize_t b0, b, o, n
+    cdef real copy[B_BLOCK * MOST_ROWS + MOST_LANES]
+    cdef int rows = even(o_end - o_begin, AXPY_ROWS), high
+    cdef Py_ssize_t b0, o, n
     b0 = 0
     while b0 < batch:
         n = min(B_BLOCK, batch - b0)
         o = o_begin
         while o < o_end:
             high = <int> min(rows, o_end - o)
-            for b in range(n):
-                for r in range(high):
-                    scaled[b * high + r] = scale * grad_output[(b0 + b) * out_features + o + r]
-            axpy(high, i_end - i_begin, n, <const real*> scaled, 1, high, x + b0 * in_features + i_begin, in_features,
+            scaled(n, high, scale, grad_output + b0 * out_features + o, out_features, <real*> copy)
+            axpy(high, i_end - i_begin, n, <const real*> copy, 1, high, x + b0 * in_features + i_begin, in_features,
                  out + o * in_features + i_begin, in_features, AXPY_CONTINUE)
             o += rows
         b0 += n

@@ -46,7 +46,7 @@ static const int AXPY_COLS[AXPY_ROWS + 1] = {0, 8, 8, 6, 5, 4, 4};
 #define AXPY_TILES(T) TO8(T, 1) TO8(T, 2) TO6(T, 3) TO5(T, 4) TO4(T, 5) TO4(T, 6)
 #define AXPY_ROWS_OF_TILES(T) T(1, 8) T(2, 8) T(3, 6) T(4, 5) T(5, 4) T(6, 4)
 #define UPDATE_TILES(T) T(1) T(2) T(3) T(4) T(5) T(6)
-enum { PACKED_ROWS = 6, PACKED_LANES = 4 };
+enum { PACKED_ROWS = 6, PACKED_LANES = 4 / PARTS };
 #define PACKED_TILES(T) T(1) T(2) T(3) T(4) T(5) T(6)
 #else
 enum { DOT_ROWS = 4, AXPY_ROWS = 4, UPDATE_ROWS = 4 };
@@ -56,7 +56,7 @@ static const int AXPY_COLS[AXPY_ROWS + 1] = {0, 8, 4, 3, 3};
 #define AXPY_TILES(T) TO8(T, 1) TO4(T, 2) TO3(T, 3) TO3(T, 4)
 #define AXPY_ROWS_OF_TILES(T) T(1, 8) T(2, 4) T(3, 3) T(4, 3)
 #define UPDATE_TILES(T) T(1) T(2) T(3) T(4)
-enum { PACKED_ROWS = 3, PACKED_LANES = 4 };
+enum { PACKED_ROWS = 3, PACKED_LANES = PARTS == 2 ? 2 : 1 };
 #define PACKED_TILES(T) T(1) T(2) T(3)
 #endif
 enum { TILE_COLS = 8 };
@@ -87,6 +87,13 @@ INLINE int reversed(int i, int n) {
 #define VEC NAME(vec)
 #define WIDTH ((int)(sizeof(VEC) / sizeof(REAL)))
 #define LANES (PARTS * WIDTH)
+
+/* n elements at p, a whole vector at most: with n known, whole vectors take the shorter way. */
+INLINE VEC NAME(get)(const REAL *p, int n) { return n == WIDTH ? NAME(load)(p) : NAME(load_first)(p, n); }
+INLINE void NAME(put)(REAL *p, VEC v, int n) {
+    if (n == WIDTH) NAME(store)(p, v);
+    else NAME(store_first)(p, v, n);
+}
 
 /* One block of k: y = sums if first, else y + sums; plus the bias where one is given (it comes last). */
 INLINE void NAME(dot_tile)(const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdiff_t w_row, ptrdiff_t k,
@@ -133,9 +140,9 @@ INLINE void NAME(dot_tile)(const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdif
         UNROLL for (int c = 0; c < cols; c += WIDTH) {
             const int count = cols - c < WIDTH ? cols - c : WIDTH;
             VEC total = lanes[c / WIDTH];
-            if (!first) total = NAME(add)(NAME(load_first)(y + r * y_row + c, count), total);
-            if (bias) total = NAME(add)(total, NAME(load_first)(bias + c, count));
-            NAME(store_first)(y + r * y_row + c, total, count);
+            if (!first) total = NAME(add)(NAME(get)(y + r * y_row + c, count), total);
+            if (bias) total = NAME(add)(total, NAME(get)(bias + c, count));
+            NAME(put)(y + r * y_row + c, total, count);
         }
     }
 }
@@ -145,14 +152,14 @@ INLINE void NAME(axpy_tile)(ptrdiff_t steps, const REAL *a, ptrdiff_t a_row, ptr
                             const REAL *v, ptrdiff_t v_row, REAL *y, ptrdiff_t y_row,
                             enum axpy_mode mode, int tail, const int rows, const int cols) {
     VEC acc[AXPY_ROWS][TILE_COLS];
-#define LOAD(p, c) (tail && (c) == cols - 1 ? NAME(load_first)((p) + (c) * WIDTH, tail) : NAME(load)((p) + (c) * WIDTH))
+#define COUNT(c) (tail && (c) == cols - 1 ? tail : WIDTH)
 
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int c = 0; c < cols; c++)
-            acc[r][c] = mode == AXPY_CONTINUE ? LOAD(y + r * y_row, c) : NAME(zero)();
+            acc[r][c] = mode == AXPY_CONTINUE ? NAME(get)(y + r * y_row + c * WIDTH, COUNT(c)) : NAME(zero)();
     for (ptrdiff_t s = 0; s < steps; s++) {
         VEC vs[TILE_COLS];
-        UNROLL for (int c = 0; c < cols; c++) vs[c] = LOAD(v + s * v_row, c);
+        UNROLL for (int c = 0; c < cols; c++) vs[c] = NAME(get)(v + s * v_row + c * WIDTH, COUNT(c));
         UNROLL for (int r = 0; r < rows; r++) {
             const VEC ar = NAME(splat)(a[r * a_row + s * a_step]);
             UNROLL for (int c = 0; c < cols; c++) acc[r][c] = NAME(fma)(ar, vs[c], acc[r][c]);
@@ -160,12 +167,20 @@ INLINE void NAME(axpy_tile)(ptrdiff_t steps, const REAL *a, ptrdiff_t a_row, ptr
     }
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int c = 0; c < cols; c++) {
-            REAL *p = y + r * y_row;
-            const VEC total = mode == AXPY_ADD ? NAME(add)(LOAD(p, c), acc[r][c]) : acc[r][c];
-            if (tail && c == cols - 1) NAME(store_first)(p + c * WIDTH, total, tail);
-            else NAME(store)(p + c * WIDTH, total);
+            REAL *p = y + r * y_row + c * WIDTH;
+            NAME(put)(p, mode == AXPY_ADD ? NAME(add)(NAME(get)(p, COUNT(c)), acc[r][c]) : acc[r][c], COUNT(c));
         }
-#undef LOAD
+#undef COUNT
+}
+
+/* copy[s][r] = scale a[s][r], r < rows, as the `a` of an axpy_tile of that many rows with a_step = rows. Writes up to
+   a vector more than that. */
+static void NAME(scaled)(ptrdiff_t steps, int rows, REAL scale, const REAL *a, ptrdiff_t a_step, REAL *copy) {
+    const VEC scales = NAME(splat)(scale);
+    for (ptrdiff_t s = 0; s < steps; s++)
+        for (int r = 0; r < rows; r += WIDTH)
+            NAME(store)(copy + s * rows + r,
+                        NAME(mul)(scales, NAME(load_first)(a + s * a_step + r, rows - r < WIDTH ? rows - r : WIDTH)));
 }
 
 /* For one example, both of its axpys in one pass over `rows` rows of W: y[i] += sum over r of g[r] W[r][i], which
@@ -193,69 +208,81 @@ INLINE void NAME(update_tile)(ptrdiff_t width, const REAL *x, const REAL *g, REA
 #undef COLUMNS
 }
 
-/* W's first `outs` rows (as many as a vector has lanes, at most), elements k < n, transposed for packed_tile: for each
-   group of PACKED_LANES lanes, in the order of the tree of sums, for each step, for each lane of the group, the vector
-   W[.][k]. What there is not is 0. */
+/* W's first `outs` rows (LANES at most), elements k < n, transposed for packed_tile: for each group of PACKED_LANES
+   lanes, in the order of the tree of sums, for each step, for each lane of the group, the 64 bytes of W[.][k]. What
+   there is not is 0. */
 static void NAME(pack)(const REAL *w, ptrdiff_t w_row, int outs, ptrdiff_t n, REAL *packed) {
     const ptrdiff_t steps = (n + LANES - 1) / LANES;
-    for (ptrdiff_t k = 0; k < steps * LANES; k += WIDTH) {
-        VEC square[2][WIDTH];
-        const int wide = k + WIDTH <= n ? WIDTH : k < n ? (int)(n - k) : 0;
-        int turn = 0;
-        UNROLL16 for (int r = 0; r < WIDTH; r++)
-            square[0][r] = r >= outs ? NAME(zero)()
-                         : wide == WIDTH ? NAME(load)(w + r * w_row + k) : NAME(load_first)(w + r * w_row + k, wide);
-        UNROLL16 for (int size = WIDTH; size > 1; size /= 2, turn = !turn)
-            UNROLL16 for (int r = 0; r < WIDTH; r++)
-                square[!turn][r] = NAME(zip)(square[turn][r / 2], square[turn][r / 2 + WIDTH / 2], r % 2);
-        UNROLL16 for (int r = 0; r < WIDTH; r++) {
-            const int place = reversed((int)(k % LANES) + r, LANES);
-            const ptrdiff_t step = place / PACKED_LANES * steps + k / LANES;
-            NAME(store)(packed + (step * PACKED_LANES + place % PACKED_LANES) * WIDTH, square[turn][r]);
+    for (int part = 0; part < PARTS; part++)
+        for (ptrdiff_t k = 0; k < steps * LANES; k += WIDTH) {
+            VEC square[2][WIDTH];
+            const int wide = k + WIDTH <= n ? WIDTH : k < n ? (int)(n - k) : 0;
+            int turn = 0;
+            UNROLL16 for (int r = 0; r < WIDTH; r++) {
+                const REAL *row = w + (part * WIDTH + r) * w_row + k;
+                square[0][r] = part * WIDTH + r < outs ? NAME(get)(row, wide) : NAME(zero)();
+            }
+            UNROLL16 for (int size = WIDTH; size > 1; size /= 2, turn = !turn)
+                UNROLL16 for (int r = 0; r < WIDTH; r++)
+                    square[!turn][r] = NAME(zip)(square[turn][r / 2], square[turn][r / 2 + WIDTH / 2], r % 2);
+            UNROLL16 for (int r = 0; r < WIDTH; r++) {
+                const int place = reversed((int)(k % LANES) + r, LANES);
+                const ptrdiff_t step = place / PACKED_LANES * steps + k / LANES;
+                NAME(store)(packed + (step * PACKED_LANES + place % PACKED_LANES) * LANES + part * WIDTH, square[turn][r]);
+            }
         }
-    }
 }
 
 /* One block of k, as dot_tile: y = sums if first, else y + sums; plus the bias where one is given; of `outs` outputs,
-   one vector at most. */
+   LANES at most. */
 INLINE void NAME(packed_tile)(const REAL *x, ptrdiff_t x_row, const REAL *packed, ptrdiff_t k, REAL *y, ptrdiff_t y_row,
                               const REAL *bias, int first, int outs, const int rows) {
     enum { GROUPS = LANES / PACKED_LANES };
     static const REAL nothing = 0;
-    VEC waiting[5][PACKED_ROWS]; /* sums of 1, 2, 4, ... groups of lanes */
+    VEC waiting[5][PACKED_ROWS][PARTS]; /* sums of 1, 2, 4, ... groups of lanes */
     const ptrdiff_t whole = k / LANES;
     const int rest = (int)(k % LANES);
     int level = 0;
 
+#define EACH_SUM UNROLL for (int r = 0; r < rows; r++) UNROLL for (int part = 0; part < PARTS; part++)
     for (int group = 0; group < GROUPS; group++) {
-        VEC acc[PACKED_LANES][PACKED_ROWS];
+        VEC acc[PACKED_LANES][PACKED_ROWS][PARTS];
         const int base = reversed(group, GROUPS);
-        UNROLL for (int l = 0; l < PACKED_LANES; l++)
-            UNROLL for (int r = 0; r < rows; r++) acc[l][r] = NAME(zero)();
-#define STEP(ADDRESS) \
+        UNROLL for (int l = 0; l < PACKED_LANES; l++) EACH_SUM acc[l][r][part] = NAME(zero)();
+#define STEP(FROM, ROW) \
         UNROLL for (int l = 0; l < PACKED_LANES; l++) { \
             const int lane = base + reversed(l, PACKED_LANES) * GROUPS; \
-            const VEC ws = NAME(load)(packed + l * WIDTH); \
-            UNROLL for (int r = 0; r < rows; r++) acc[l][r] = NAME(fma)(NAME(splat)(*(ADDRESS)), ws, acc[l][r]); \
+            const REAL *from = FROM; \
+            const ptrdiff_t row = ROW; \
+            VEC ws[PARTS]; \
+            UNROLL for (int part = 0; part < PARTS; part++) ws[part] = NAME(load)(packed + l * LANES + part * WIDTH); \
+            UNROLL for (int r = 0; r < rows; r++) { \
+                const VEC xs = NAME(splat)(from[r * row]); \
+                UNROLL for (int part = 0; part < PARTS; part++) \
+                    acc[l][r][part] = NAME(fma)(xs, ws[part], acc[l][r][part]); \
+            } \
         } \
-        packed += PACKED_LANES * WIDTH;
-        for (ptrdiff_t s = 0; s < whole; s++) { STEP(x + r * x_row + s * LANES + lane) }
-        if (rest) { STEP(lane < rest ? x + r * x_row + whole * LANES + lane : &nothing) }
+        packed += PACKED_LANES * LANES;
+        for (ptrdiff_t s = 0; s < whole; s++) { STEP(x + s * LANES + lane, x_row) }
+        if (rest) { STEP(lane < rest ? x + whole * LANES + lane : &nothing, lane < rest ? x_row : 0) }
 #undef STEP
         UNROLL for (int n = PACKED_LANES / 2; n; n /= 2)
             UNROLL for (int l = 0; l < n; l++)
-                UNROLL for (int r = 0; r < rows; r++) acc[l][r] = NAME(add)(acc[2 * l][r], acc[2 * l + 1][r]);
+                EACH_SUM acc[l][r][part] = NAME(add)(acc[2 * l][r][part], acc[2 * l + 1][r][part]);
         for (level = 0; group >> level & 1; level++)
-            UNROLL for (int r = 0; r < rows; r++) acc[0][r] = NAME(add)(waiting[level][r], acc[0][r]);
-        UNROLL for (int r = 0; r < rows; r++) waiting[level][r] = acc[0][r];
+            EACH_SUM acc[0][r][part] = NAME(add)(waiting[level][r][part], acc[0][r][part]);
+        EACH_SUM waiting[level][r][part] = acc[0][r][part];
     }
 
-    UNROLL for (int r = 0; r < rows; r++) {
-        VEC total = waiting[level][r];
-        if (!first) total = NAME(add)(NAME(load_first)(y + r * y_row, outs), total);
-        if (bias) total = NAME(add)(total, NAME(load_first)(bias, outs));
-        NAME(store_first)(y + r * y_row, total, outs);
+    EACH_SUM {
+        const int count = outs - part * WIDTH < 0 ? 0 : outs - part * WIDTH < WIDTH ? outs - part * WIDTH : WIDTH;
+        VEC total = waiting[level][r][part];
+        if (!count) continue;
+        if (!first) total = NAME(add)(NAME(get)(y + r * y_row + part * WIDTH, count), total);
+        if (bias) total = NAME(add)(total, NAME(get)(bias + part * WIDTH, count));
+        NAME(put)(y + r * y_row + part * WIDTH, total, count);
     }
+#undef EACH_SUM
 }
 
 /* One function for each shape of tile, the two tables of them, and what a loop calls: dot() takes the tile that is
@@ -320,7 +347,7 @@ INLINE void NAME(update)(int rows, UPDATE_ARGUMENTS) {
 #define PACKED_ARGUMENTS int outs, const REAL *x, ptrdiff_t x_row, const REAL *packed, ptrdiff_t k, \
     REAL *y, ptrdiff_t y_row, const REAL *bias, int first
 #define DEFINE(r) static void NAME(packed_##r)(PACKED_ARGUMENTS) { \
-    if (outs == WIDTH) NAME(packed_tile)(x, x_row, packed, k, y, y_row, bias, first, WIDTH, r); \
+    if (outs == LANES) NAME(packed_tile)(x, x_row, packed, k, y, y_row, bias, first, LANES, r); \
     else NAME(packed_tile)(x, x_row, packed, k, y, y_row, bias, first, outs, r); \
 }
 PACKED_TILES(DEFINE)

@@ -1,11 +1,11 @@
-/* The vectors that the tiles are written in: one width and nine small functions for each instruction set.
+/* The vectors that the tiles are written in: one width and ten small functions for each instruction set.
 
    vec_f32, vec_f64      VECTOR_BYTES of float or double
    zero(), splat(s)      every lane 0, every lane s
    load(p), store(p, v)  a whole vector at any address
    load_first(p, n)      lanes 0..n-1 from p[0..n-1], the others 0; touches no other element (1 <= n <= lanes)
    store_first(p, v, n)  the other direction; writes no other element
-   add(a, b)             a + b
+   add(a, b), mul(a, b)  a + b, a * b
    fma(a, b, c)          a * b + c, rounded once where the instruction set can (HAS_FMA), else twice
    fold(a, b, w)         one step of a sum over lanes, see below
    zip(a, b, half)       a and b interleaved: their lower halves (half = 0) or upper halves (half = 1)
@@ -68,8 +68,29 @@ static const int32_t FIRST_MASK[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 
 #define FIRST(n) _mm256_loadu_si256((const __m256i *)(FIRST_MASK + 8 - (n)))
 INLINE vec_f32 load_first_f32(const float *p, int n) { return _mm256_maskload_ps(p, FIRST(n)); }
 INLINE vec_f64 load_first_f64(const double *p, int n) { return _mm256_maskload_pd(p, FIRST(2 * n)); }
-INLINE void store_first_f32(float *p, vec_f32 v, int n) { _mm256_maskstore_ps(p, FIRST(n), v); }
-INLINE void store_first_f64(double *p, vec_f64 v, int n) { _mm256_maskstore_pd(p, FIRST(2 * n), v); }
+/* In pieces, because AMD's processors take 20 cycles and more for a masked store of AVX2. */
+INLINE void store_first_f32(float *p, vec_f32 v, int n) {
+    __m128 rest = _mm256_castps256_ps128(v);
+    if (n & 8) _mm256_storeu_ps(p, v);
+    if (n & 4) {
+        _mm_storeu_ps(p, rest);
+        rest = _mm256_extractf128_ps(v, 1);
+    }
+    if (n & 2) {
+        _mm_storel_pi((__m64 *)(p + (n & 4)), rest);
+        rest = _mm_movehl_ps(rest, rest);
+    }
+    if (n & 1) _mm_store_ss(p + (n & 6), rest);
+}
+INLINE void store_first_f64(double *p, vec_f64 v, int n) {
+    __m128d rest = _mm256_castpd256_pd128(v);
+    if (n & 4) _mm256_storeu_pd(p, v);
+    if (n & 2) {
+        _mm_storeu_pd(p, rest);
+        rest = _mm256_extractf128_pd(v, 1);
+    }
+    if (n & 1) _mm_store_sd(p + (n & 2), rest);
+}
 
 #else /* SSE2, NEON, and whatever else has 16-byte vectors or none */
 
@@ -158,6 +179,7 @@ PARTIAL(double, f64)
     INLINE vec_##suffix load_##suffix(const real *p) { return *(const unaligned_##suffix *)p; } \
     INLINE void store_##suffix(real *p, vec_##suffix v) { *(unaligned_##suffix *)p = v; } \
     INLINE vec_##suffix add_##suffix(vec_##suffix a, vec_##suffix b) { return a + b; } \
+    INLINE vec_##suffix mul_##suffix(vec_##suffix a, vec_##suffix b) { return a * b; } \
     INLINE vec_##suffix fold_##suffix(vec_##suffix a, vec_##suffix b, int w) { \
         switch (w) { FOLD_##suffix } \
         return a; \
@@ -180,6 +202,7 @@ INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return a * b + c; }
     INLINE vec_##suffix load_##suffix(const real *p) { EACH_LANE(suffix, p[j]) } \
     INLINE void store_##suffix(real *p, vec_##suffix v) { memcpy(p, v.lane, sizeof v); } \
     INLINE vec_##suffix add_##suffix(vec_##suffix a, vec_##suffix b) { EACH_LANE(suffix, a.lane[j] + b.lane[j]) } \
+    INLINE vec_##suffix mul_##suffix(vec_##suffix a, vec_##suffix b) { EACH_LANE(suffix, a.lane[j] * b.lane[j]) } \
     INLINE vec_##suffix fma_##suffix(vec_##suffix a, vec_##suffix b, vec_##suffix c) { \
         EACH_LANE(suffix, a.lane[j] * b.lane[j] + c.lane[j]) \
     } \
