@@ -72,9 +72,9 @@ def test_rows_do_not_depend_on_their_batch(compiled, dtype, shape):
             assert_all_same(rows(begin, end), {name: a[begin:end] for name, a in alone.items()}, f"of {begin}:{end}")
 
 
-@pytest.mark.parametrize("sizes", [(5, 4), (37, 29), (130, 66)], ids=str)
+@pytest.mark.parametrize("sizes", [(5, 4), (37, 29), (130, 66), (1100, 9)], ids=str)
 def test_every_batch_size(compiled, dtype, sizes):
-    """Point 2: a batch of every size from 1 to past the largest block gives each row the bits that it has alone."""
+    """Point 2: in a batch of any size, from 1 to past the largest block, each row has the bits that it has alone."""
     most = 270
     x, grad_output, weight, _ = wild(most, *sizes, dtype)
     output, grad_input = np.empty_like(grad_output), np.empty_like(x)
