@@ -140,17 +140,21 @@ cdef inline bint like(cnp.ndarray a, cnp.ndarray b) noexcept:
     return True
 
 
-cdef inline bint apart(cnp.ndarray a, cnp.ndarray b) noexcept:
-    """Whether two contiguous arrays share no byte. b may be None."""
-    if b is None:
-        return True
-    cdef char* p = <char*> cnp.PyArray_DATA(a)
-    cdef char* q = <char*> cnp.PyArray_DATA(b)
-    return p + cnp.PyArray_NBYTES(a) <= q or q + cnp.PyArray_NBYTES(b) <= p
+cdef struct Span:
+    char* begin
+    char* end
 
 
-cdef inline void* data(cnp.ndarray a) noexcept:
-    return NULL if a is None else cnp.PyArray_DATA(a)
+cdef inline Span whole(cnp.ndarray a) noexcept:
+    """The bytes of a contiguous array; none of None."""
+    if a is None:
+        return Span(NULL, NULL)
+    return Span(<char*> cnp.PyArray_DATA(a), <char*> cnp.PyArray_DATA(a) + cnp.PyArray_NBYTES(a))
+
+
+cdef inline bint apart(Span a, Span b) noexcept:
+    """Whether two spans share no byte."""
+    return a.end <= b.begin or b.end <= a.begin
 
 
 cdef class Layer:
@@ -160,6 +164,8 @@ cdef class Layer:
     cdef readonly Py_ssize_t out_features
     cdef readonly object dtype
     cdef cnp.ndarray _weight, _bias, _grad_weight, _grad_bias
+    cdef Span w, b, grad_w, grad_b      # their bytes, so that a call need not ask for them
+    cdef Py_ssize_t itemsize
     cdef int typenum
     cdef bint wide
     cdef object __weakref__
@@ -176,7 +182,10 @@ cdef class Layer:
         self._grad_bias = None if grad_bias is None else grad_bias.view()
         self.dtype = weight.dtype
         self.out_features, self.in_features = weight.shape
-        self.wide = weight.itemsize == 8
+        self.w, self.b = whole(self._weight), whole(self._bias)
+        self.grad_w, self.grad_b = whole(self._grad_weight), whole(self._grad_bias)
+        self.itemsize = weight.itemsize
+        self.wide = self.itemsize == 8
         self.typenum = cnp.PyArray_TYPE(self._weight)
 
     cdef inline bint reads(self, x, Py_ssize_t features) noexcept:
@@ -187,6 +196,17 @@ cdef class Layer:
 
     cdef inline bint writes(self, out, Py_ssize_t features) noexcept:
         return self.reads(out, features) and PyArray_ISCARRAY(<cnp.ndarray> out)
+
+    cdef inline Span bytes(self, cnp.ndarray a, Py_ssize_t rows, Py_ssize_t features) noexcept:
+        """The bytes of an array that reads() let pass."""
+        cdef char* begin = <char*> cnp.PyArray_DATA(a)
+        return Span(begin, begin + rows * features * self.itemsize)
+
+    cdef inline bint apart_from_parameters(self, Span a) noexcept:
+        return apart(a, self.w) and apart(a, self.b)
+
+    cdef inline bint apart_from_gradients(self, Span a) noexcept:
+        return apart(a, self.grad_w) and apart(a, self.grad_b)
 
     cdef inline cnp.ndarray empty(self, cnp.ndarray x, Py_ssize_t features):
         """A new array of x's shape, but for the last axis."""
@@ -212,6 +232,7 @@ cdef class Layer:
             weight = self._zeros((self.out_features, self.in_features))
             bias = None if self._bias is None else self._zeros((self.out_features,))
             self._grad_weight, self._grad_bias = weight, bias
+            self.grad_w, self.grad_b = whole(weight), whole(bias)
         return 0
 
     # ---- the memory
@@ -277,23 +298,26 @@ cdef class Layer:
     cdef inline run_forward(self, x, out):
         cdef cnp.ndarray y
         cdef Work work
+        cdef Span target
         cdef Py_ssize_t rows
         if not self.reads(x, self.in_features):
             return self._forward(x, out)
+        rows = rows_of(x)
         if out is None:
             y = self.empty(x, self.out_features)
-        elif (self.writes(out, self.out_features) and like(x, out) and apart(out, x) and apart(out, self._weight)
-              and apart(out, self._bias)):
-            y = out
         else:
-            return self._forward(x, out)
-        rows = rows_of(x)
+            if not (self.writes(out, self.out_features) and like(x, out)):
+                return self._forward(x, out)
+            target = self.bytes(out, rows, self.out_features)
+            if not (apart(target, self.bytes(x, rows, self.in_features)) and self.apart_from_parameters(target)):
+                return self._forward(x, out)
+            y = out
         if table == NULL:
-            kernels.forward(x.reshape(rows, -1) if x.size else x.reshape(rows, self.in_features), self._weight,
-                            self._bias, y.reshape(rows, self.out_features))
+            kernels.forward(x.reshape(rows, self.in_features), self._weight, self._bias,
+                            y.reshape(rows, self.out_features))
             return y
         work = begin(rows, self.in_features, self.out_features)
-        table.forward(self.wide, data(x), data(self._weight), data(self._bias), data(y),
+        table.forward(self.wide, cnp.PyArray_DATA(x), self.w.begin, self.b.begin, cnp.PyArray_DATA(y),
                       rows, self.in_features, self.out_features, work.threads)
         end(work)
         return y
@@ -320,16 +344,15 @@ cdef class Layer:
         cdef cnp.ndarray gx = None
         cdef Work work
         cdef Py_ssize_t rows
-        if not (self.reads(x, self.in_features) and self.reads(grad_output, self.out_features) and like(x, grad_output)
-                and apart(x, self._grad_weight) and apart(x, self._grad_bias)
-                and apart(grad_output, self._grad_weight) and apart(grad_output, self._grad_bias)
-                and self.takes(out, x, grad_output, input_grad)):
+        if not (self.reads(x, self.in_features) and self.reads(grad_output, self.out_features)):
+            return self._backward(x, grad_output, out, scale, input_grad)
+        rows = rows_of(x)
+        if not (self.pair(x, grad_output, rows, False) and self.takes(out, x, grad_output, rows, input_grad)):
             return self._backward(x, grad_output, out, scale, input_grad)
         self.own_gradients()
         self.check_writable(self._grad_weight, self._grad_bias)
         if input_grad:
             gx = self.empty(x, self.in_features) if out is None else out
-        rows = rows_of(x)
         if table == NULL:
             x, grad_output = x.reshape(rows, self.in_features), grad_output.reshape(rows, self.out_features)
             if input_grad:
@@ -340,12 +363,12 @@ cdef class Layer:
             return gx
         work = begin(rows, self.in_features, self.out_features)
         if input_grad:
-            table.grad_input(self.wide, data(grad_output), data(self._weight), data(gx),
+            table.grad_input(self.wide, cnp.PyArray_DATA(grad_output), self.w.begin, cnp.PyArray_DATA(gx),
                              rows, self.in_features, self.out_features, work.threads)
-        table.grad_weight(self.wide, data(x), data(grad_output), scale, data(self._grad_weight),
+        table.grad_weight(self.wide, cnp.PyArray_DATA(x), cnp.PyArray_DATA(grad_output), scale, self.grad_w.begin,
                           rows, self.in_features, self.out_features, work.threads)
         if self._bias is not None:
-            table.grad_bias(self.wide, data(grad_output), scale, data(self._grad_bias), rows, self.out_features)
+            table.grad_bias(self.wide, cnp.PyArray_DATA(grad_output), scale, self.grad_b.begin, rows, self.out_features)
         end(work)
         return gx
 
@@ -357,16 +380,18 @@ cdef class Layer:
         cdef cnp.ndarray gx
         cdef Work work
         cdef Py_ssize_t rows
-        if not (self.reads(grad_output, self.out_features) and self.takes(out, grad_output, grad_output, True)):
+        if not self.reads(grad_output, self.out_features):
+            return self._backward_input(grad_output, out)
+        rows = rows_of(grad_output)
+        if not self.takes(out, None, grad_output, rows, True):
             return self._backward_input(grad_output, out)
         gx = self.empty(grad_output, self.in_features) if out is None else out
-        rows = rows_of(grad_output)
         if table == NULL:
             kernels.grad_input(grad_output.reshape(rows, self.out_features), self._weight,
                                gx.reshape(rows, self.in_features))
             return gx
         work = begin(rows, self.in_features, self.out_features)
-        table.grad_input(self.wide, data(grad_output), data(self._weight), data(gx),
+        table.grad_input(self.wide, cnp.PyArray_DATA(grad_output), self.w.begin, cnp.PyArray_DATA(gx),
                          rows, self.in_features, self.out_features, work.threads)
         end(work)
         return gx
@@ -382,32 +407,45 @@ cdef class Layer:
         cdef cnp.ndarray gx = None
         cdef Work work
         cdef Py_ssize_t rows
-        if not (self.reads(x, self.in_features) and self.reads(grad_output, self.out_features) and like(x, grad_output)
-                and apart(x, self._weight) and apart(x, self._bias)
-                and apart(grad_output, self._weight) and apart(grad_output, self._bias)
-                and self.takes(out, x, grad_output, input_grad)):
+        if not (self.reads(x, self.in_features) and self.reads(grad_output, self.out_features)):
+            return self._backward_update(x, grad_output, lr, out, input_grad)
+        rows = rows_of(x)
+        if not (self.pair(x, grad_output, rows, True) and self.takes(out, x, grad_output, rows, input_grad)):
             return self._backward_update(x, grad_output, lr, out, input_grad)
         self.check_writable(self._weight, self._bias)
         if input_grad:
             gx = self.empty(x, self.in_features) if out is None else out
-        rows = rows_of(x)
         if table == NULL:
             kernels.update(x.reshape(rows, self.in_features), grad_output.reshape(rows, self.out_features), rate,
                            self._weight, self._bias, None if gx is None else gx.reshape(rows, self.in_features))
             return gx
         work = begin(rows, self.in_features, self.out_features)
-        table.update(self.wide, data(x), data(grad_output), rate, data(self._weight), data(self._bias), data(gx),
-                     rows, self.in_features, self.out_features, work.threads)
+        table.update(self.wide, cnp.PyArray_DATA(x), cnp.PyArray_DATA(grad_output), rate, self.w.begin, self.b.begin,
+                     NULL if gx is None else cnp.PyArray_DATA(gx), rows, self.in_features, self.out_features,
+                     work.threads)
         end(work)
         return gx
 
-    cdef inline bint takes(self, out, x, grad_output, bint input_grad) noexcept:
-        """Whether a kernel can write grad_input into out as it is."""
+    cdef inline bint pair(self, cnp.ndarray x, cnp.ndarray grad_output, Py_ssize_t rows, bint update) noexcept:
+        """Whether x and grad_output have the same leading axes and lie apart from what the pass writes to."""
+        cdef Span a = self.bytes(x, rows, self.in_features), b = self.bytes(grad_output, rows, self.out_features)
+        if not like(x, grad_output):
+            return False
+        if update:
+            return self.apart_from_parameters(a) and self.apart_from_parameters(b)
+        return self.apart_from_gradients(a) and self.apart_from_gradients(b)
+
+    cdef inline bint takes(self, out, cnp.ndarray x, cnp.ndarray grad_output, Py_ssize_t rows, bint input_grad) noexcept:
+        """Whether a kernel can write grad_input into out as it is. x may be None."""
+        cdef Span target
         if out is None:
             return True
-        return (input_grad and self.writes(out, self.in_features) and like(out, grad_output)
-                and apart(out, x) and apart(out, grad_output) and apart(out, self._weight) and apart(out, self._bias)
-                and apart(out, self._grad_weight) and apart(out, self._grad_bias))
+        if not (input_grad and self.writes(out, self.in_features) and like(out, grad_output)):
+            return False
+        target = self.bytes(out, rows, self.in_features)
+        return (apart(target, self.bytes(grad_output, rows, self.out_features))
+                and (x is None or apart(target, self.bytes(x, rows, self.in_features)))
+                and self.apart_from_parameters(target) and self.apart_from_gradients(target))
 
     # ---- the parameters
 
@@ -423,9 +461,9 @@ cdef class Layer:
                 kernels.step(self._grad_bias, rate, self._bias)
             return
         work = begin(1, self.in_features, self.out_features)
-        table.step(self.wide, data(self._grad_weight), rate, data(self._weight), self.in_features * self.out_features)
+        table.step(self.wide, self.grad_w.begin, rate, self.w.begin, self.in_features * self.out_features)
         if self._bias is not None:
-            table.step(self.wide, data(self._grad_bias), rate, data(self._bias), self.out_features)
+            table.step(self.wide, self.grad_b.begin, rate, self.b.begin, self.out_features)
         end(work)
 
     cdef inline int check_writable(self, cnp.ndarray weight, cnp.ndarray bias) except -1:
