@@ -60,12 +60,13 @@ cdef enum:
     X_BLOCK = 256          # forward: rows of x whose K_BLOCK_BYTES lie in L2 (1 MiB) while W passes by; 128: 4 % slower
     B_BLOCK = 256          # grad_weight: rows of x whose tile-wide columns (64 KiB) stay in L2
     CHUNK = 2048           # grad_input: columns of the output that stay in L1 while rows of W stream past a small batch
-    STREAMS = 8            # rows of W that stream together
+    STREAMS = 8            # grad_input: rows of W that stream together
     MOST_ROWS = 8          # no axpy tile is higher
     MOST_LANES = 16        # no vector is longer
     # A dot tile loses about 32/k of its time to sums over lanes, a packed one 6.5/batch to making the copy.
     PACKED_BATCH = 8       # forward: the least batch for a copy of W; and more, one for each five of k, up to ...
-    PACKED_BATCH_LONG = 64 # ... this, where many tiles of rows would evict the rows of W from L1
+    PACKED_BATCH_LONG = 64  # ... this, where many tiles of rows would evict the rows of W from L1. (Copying more panels
+                            # at once, so that rows of y are written along, changed nothing, 13x512 included.)
 
 # ---- the tiles, by dtype
 

@@ -435,7 +435,8 @@ cdef class Layer:
             return self.apart_from_parameters(a) and self.apart_from_parameters(b)
         return self.apart_from_gradients(a) and self.apart_from_gradients(b)
 
-    cdef inline bint takes(self, out, cnp.ndarray x, cnp.ndarray grad_output, Py_ssize_t rows, bint input_grad) noexcept:
+    cdef inline bint takes(self, out, cnp.ndarray x, cnp.ndarray grad_output, Py_ssize_t rows,
+                           bint input_grad) noexcept:
         """Whether a kernel can write grad_input into out as it is. x may be None."""
         cdef Span target
         if out is None:
