@@ -63,10 +63,7 @@ cdef enum:
     STREAMS = 8            # grad_input: rows of W that stream together
     MOST_ROWS = 8          # no axpy tile is higher
     MOST_LANES = 16        # no vector is longer
-    # A dot tile loses about 32/k of its time to sums over lanes, a packed one 6.5/batch to making the copy.
-    PACKED_BATCH = 8       # forward: the least batch for a copy of W; and more, one for each five of k, up to ...
-    PACKED_BATCH_LONG = 64  # ... this, where many tiles of rows would evict the rows of W from L1. (Copying more panels
-                            # at once, so that rows of y are written along, changed nothing, 13x512 included.)
+    PACKED_BATCH = 8       # forward: for less rows than that, a copy of W never pays
 
 # ---- the tiles, by dtype
 
@@ -189,13 +186,23 @@ cdef void forward_packed(const real* x, const real* weight, const real* bias, re
         b0 = b1
 
 
+cdef bint copy_pays(Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t lanes) noexcept nogil:
+    """Whether packed tiles are faster than dot tiles. As measured, in parts of the time of the multiply-adds: dot tiles
+    lose 32/k to sums over lanes, and up to a tenth where many tiles of rows evict the rows of W from L1; packed ones
+    lose 6.5/batch to the copy, and the lanes that have no output."""
+    # Copying several panels at once, so that rows of y are written along, changed nothing.
+    cdef double dot_loss = 32.0 / max(in_features, 1) + min(batch, 64) / 640.0
+    cdef double packed_loss = 6.5 / batch + <double> (count(outs, lanes) * lanes - outs) / max(outs, 1)
+    return packed_loss < dot_loss
+
+
 cdef void forward_part(const real* x, const real* weight, const real* bias, real* out,
                        Py_ssize_t b_begin, Py_ssize_t b_end, Py_ssize_t o_begin, Py_ssize_t o_end,
                        Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
     cdef Py_ssize_t batch = b_end - b_begin
     if batch == 0:
         return
-    if batch < PACKED_BATCH or batch < min(in_features // 5, PACKED_BATCH_LONG):
+    if batch < PACKED_BATCH or not copy_pays(batch, in_features, o_end - o_begin, 64 // sizeof(real)):
         forward_dots(x + b_begin * in_features, weight, bias, out + b_begin * out_features, batch, o_begin, o_end,
                      in_features, out_features)
     else:
@@ -224,9 +231,10 @@ cdef void grad_weight_part(const real* x, const real* grad_output, real scale, r
                            Py_ssize_t o_begin, Py_ssize_t o_end, Py_ssize_t i_begin, Py_ssize_t i_end,
                            Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
     # An exact left fold over the batch: each tile goes on from what is stored. The scale is applied to grad_output
-    # first, on a copy of the tile's columns, which then also lie together.
+    # first, on a copy of the tile's columns, which then also lie together; there is no copy where neither matters.
     cdef real copy[B_BLOCK * MOST_ROWS + MOST_LANES]
     cdef int rows = even(o_end - o_begin, AXPY_ROWS), high
+    cdef bint direct = scale == 1 and i_end - i_begin <= axpy_width(rows, out)
     cdef Py_ssize_t b0, o, n
     b0 = 0
     while b0 < batch:
@@ -234,8 +242,10 @@ cdef void grad_weight_part(const real* x, const real* grad_output, real scale, r
         o = o_begin
         while o < o_end:
             high = <int> min(rows, o_end - o)
-            scaled(n, high, scale, grad_output + b0 * out_features + o, out_features, <real*> copy)
-            axpy(high, i_end - i_begin, n, <const real*> copy, 1, high, x + b0 * in_features + i_begin, in_features,
+            if not direct:
+                scaled(n, high, scale, grad_output + b0 * out_features + o, out_features, <real*> copy)
+            axpy(high, i_end - i_begin, n, grad_output + b0 * out_features + o if direct else <const real*> copy,
+                 1, out_features if direct else high, x + b0 * in_features + i_begin, in_features,
                  out + o * in_features + i_begin, in_features, AXPY_CONTINUE)
             o += rows
         b0 += n

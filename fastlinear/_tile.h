@@ -31,7 +31,11 @@
 /* The tiles that there are: T(rows, cols) for each. Fewer rows leave registers for more columns, down to the vector
    (one row), where eight rows of W at once beat four by half from memory: more streams for the prefetcher. An update
    of eight rows is slower than one of six where in is a power of two: with x and y they are ten lines in an 8-way set
-   of L1. 4x4 axpy tiles are 25 % slower than 6x4 (more loads a multiply-add). */
+   of L1. 4x4 axpy tiles are 25 % slower than 6x4 (more loads a multiply-add). Prefetching W 8 to 32 vectors ahead for
+   the vector's eight streams gained nothing from L2 or L3 and cost a tenth from memory.
+
+   Packed tiles of 2x3, 3x4 and 6x4 vectors with 4, 2 and 1 lanes at a time were slower than six rows of one vector
+   with four lanes (80, 87, 98 against 110 GFLOP/s at 256x256, batch 256). */
 #define TO2(T, r) T(r, 1) T(r, 2)
 #define TO3(T, r) TO2(T, r) T(r, 3)
 #define TO4(T, r) TO3(T, r) T(r, 4)
@@ -238,38 +242,41 @@ static void NAME(pack)(const REAL *w, ptrdiff_t w_row, int outs, ptrdiff_t n, RE
 INLINE void NAME(packed_tile)(const REAL *x, ptrdiff_t x_row, const REAL *packed, ptrdiff_t k, REAL *y, ptrdiff_t y_row,
                               const REAL *bias, int first, int outs, const int rows) {
     enum { GROUPS = LANES / PACKED_LANES };
-    static const REAL nothing = 0;
+    REAL last[PACKED_ROWS][LANES]; /* what is left of x after whole steps, and zeros */
     VEC waiting[5][PACKED_ROWS][PARTS]; /* sums of 1, 2, 4, ... groups of lanes */
     const ptrdiff_t whole = k / LANES;
     const int rest = (int)(k % LANES);
     int level = 0;
 
 #define EACH_SUM UNROLL for (int r = 0; r < rows; r++) UNROLL for (int part = 0; part < PARTS; part++)
-    for (int group = 0; group < GROUPS; group++) {
+    if (rest) EACH_SUM {
+        const int ahead = rest - part * WIDTH;
+        const int n = ahead < 0 ? 0 : ahead < WIDTH ? ahead : WIDTH;
+        NAME(store)(last[r] + part * WIDTH, NAME(load_first)(x + r * x_row + whole * LANES + part * WIDTH, n));
+    }
+    UNROLL for (int group = 0; group < GROUPS; group++) {
         VEC acc[PACKED_LANES][PACKED_ROWS][PARTS];
         const int base = reversed(group, GROUPS);
         UNROLL for (int l = 0; l < PACKED_LANES; l++) EACH_SUM acc[l][r][part] = NAME(zero)();
 #define STEP(FROM, ROW) \
         UNROLL for (int l = 0; l < PACKED_LANES; l++) { \
-            const int lane = base + reversed(l, PACKED_LANES) * GROUPS; \
-            const REAL *from = FROM; \
-            const ptrdiff_t row = ROW; \
+            const REAL *from = (FROM) + base + reversed(l, PACKED_LANES) * GROUPS; \
             VEC ws[PARTS]; \
             UNROLL for (int part = 0; part < PARTS; part++) ws[part] = NAME(load)(packed + l * LANES + part * WIDTH); \
             UNROLL for (int r = 0; r < rows; r++) { \
-                const VEC xs = NAME(splat)(from[r * row]); \
+                const VEC xs = NAME(splat)(from[r * (ROW)]); \
                 UNROLL for (int part = 0; part < PARTS; part++) \
                     acc[l][r][part] = NAME(fma)(xs, ws[part], acc[l][r][part]); \
             } \
         } \
         packed += PACKED_LANES * LANES;
-        for (ptrdiff_t s = 0; s < whole; s++) { STEP(x + s * LANES + lane, x_row) }
-        if (rest) { STEP(lane < rest ? x + whole * LANES + lane : &nothing, lane < rest ? x_row : 0) }
+        for (ptrdiff_t s = 0; s < whole; s++) { STEP(x + s * LANES, x_row) }
+        if (rest) { STEP(last[0], LANES) }
 #undef STEP
         UNROLL for (int n = PACKED_LANES / 2; n; n /= 2)
             UNROLL for (int l = 0; l < n; l++)
                 EACH_SUM acc[l][r][part] = NAME(add)(acc[2 * l][r][part], acc[2 * l + 1][r][part]);
-        for (level = 0; group >> level & 1; level++)
+        UNROLL for (level = 0; group >> level & 1; level++)
             EACH_SUM acc[0][r][part] = NAME(add)(waiting[level][r][part], acc[0][r][part]);
         EACH_SUM waiting[level][r][part] = acc[0][r][part];
     }
