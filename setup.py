@@ -99,7 +99,8 @@ def extension(name: str, source: str, flags: tuple[str, ...] = ()) -> list[Exten
     module.define_macros = MACROS
     module.extra_compile_args = [*COMPILE, *OPENMP, *flags]
     module.extra_link_args = [*LINK, *OPENMP]
-    module.depends += [f"fastlinear/{header}" for header in ("_vector.h", "_tile.h", "_machine.h")]
+    # A new list: Cython's own is shared between the calls, and would copy the headers to build_dir, to go stale there.
+    module.depends = [*module.depends, *(f"fastlinear/{header}" for header in ("_vector.h", "_tile.h", "_machine.h"))]
     return [module]
 
 
