@@ -29,6 +29,7 @@ SHAPES = [
 FUSED = [name for name in COMPILED if name != "baseline"]
 
 PER_ROW = ("output", "grad_input", "update_input")
+SCALES = [0.3, 1.0, -1.0]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 
 
@@ -109,9 +110,11 @@ def test_rows_vectors_and_batches(compiled_isa, dtype, shape):
 def test_threads(compiled, dtype, shape):
     """Point 3: 1 to 8 threads, more than there are rows, columns or cores, give the same bits."""
     problem = wild(*shape, dtype)
-    expected = run(compiled, problem, threads=1)
-    for threads in range(2, 9):
-        assert_all_same(run(compiled, problem, threads=threads), expected, f"on {threads} threads")
+    for scale in SCALES:
+        expected = run(compiled, problem, scale=scale, lr=scale, threads=1)
+        for threads in range(2, 9):
+            got = run(compiled, problem, scale=scale, lr=scale, threads=threads)
+            assert_all_same(got, expected, f"on {threads} threads with scale {scale}")
 
 
 @pytest.mark.parametrize("shape", [(64, 300, 200), (1, 2000, 1100), (2000, 40, 30)], ids=str)
@@ -190,21 +193,22 @@ def test_strides_and_out(compiled_isa, dtype, shape, layout):
     assert_same_bits(layer.grad_bias, plain.grad_bias)
 
 
+@pytest.mark.parametrize("scale", SCALES)
 @shapes
-def test_splitting_a_batch(compiled, dtype, shape):
+def test_splitting_a_batch(compiled, dtype, shape, scale):
     """Point 5: a batch in two parts, cut anywhere, or row after row, accumulates the bits of the whole."""
     batch, *_ = shape
     problem = wild(*shape, dtype)
-    whole = run(compiled, problem)
+    whole = run(compiled, problem, scale=scale, lr=scale)
     cuts = sorted({*range(min(batch, 15)), *range(max(batch - 5, 0), batch + 1), *range(0, batch, 11)})
     for parts in [(0, cut, batch) for cut in cuts] + [tuple(range(batch + 1))]:
         x, grad_output, weight, bias = problem
         grad_weight, grad_bias, new_weight, new_bias = (a.copy() for a in (weight, bias, weight, bias))
         for begin, end in pairwise(parts):
             rows = x[begin:end], grad_output[begin:end]
-            compiled.grad_weight(*rows, 0.5, grad_weight)
-            compiled.grad_bias(rows[1], 0.5, grad_bias)
-            compiled.update(*rows, 0.25, new_weight, new_bias, None)
+            compiled.grad_weight(*rows, scale, grad_weight)
+            compiled.grad_bias(rows[1], scale, grad_bias)
+            compiled.update(*rows, scale, new_weight, new_bias, None)
         got = {
             "grad_weight": grad_weight,
             "grad_bias": grad_bias,
@@ -215,11 +219,12 @@ def test_splitting_a_batch(compiled, dtype, shape):
             assert_same_bits(value, whole[name], f"{name} in parts {parts[:4]}")
 
 
+@pytest.mark.parametrize("scale", SCALES)
 @shapes
-def test_update_is_grad_input_and_grad_weight(compiled, dtype, shape):
+def test_update_is_grad_input_and_grad_weight(compiled, dtype, shape, scale):
     """The one pass gives the bits of its parts: grad_input from the old weights, grad_weight into them with -lr."""
     problem = wild(*shape, dtype)
-    got = run(compiled, problem, scale=-0.3, lr=0.3)
+    got = run(compiled, problem, scale=-scale, lr=scale)
     assert_same_bits(got["update_input"], got["grad_input"])
     assert_same_bits(got["updated_weight"], got["grad_weight"])
     assert_same_bits(got["updated_bias"], got["grad_bias"])
@@ -232,6 +237,7 @@ def test_update_is_grad_input_and_grad_weight(compiled, dtype, shape):
 def test_instruction_sets_agree(dtype, shape):
     """Point 6: AVX2 and AVX-512 give the same bits."""
     problem = wild(*shape, dtype)
-    first, *others = (run(_dispatch.load(name), problem) for name in FUSED)
-    for other in others:
-        assert_all_same(other, first)
+    for scale in SCALES:
+        first, *others = (run(_dispatch.load(name), problem, scale=scale, lr=scale) for name in FUSED)
+        for other in others:
+            assert_all_same(other, first, f"with scale {scale}")

@@ -104,13 +104,14 @@ def prefix_sums(p, scale=0.5, lr=0.25):
     return expected
 
 
-def test_every_small_size(kernels, dtype):
+@pytest.mark.parametrize(("scale", "lr"), [(0.5, 0.25), (1, -1)], ids=["scaled", "scale 1"])
+def test_every_small_size(kernels, dtype, scale, lr):
     """Sizes 0 to 40 in batch, in and out: equal to exact sums, all of an output written, nothing beside it touched."""
     whole = integers(MOST, MOST, MOST, dtype)
-    expected = prefix_sums(whole)
+    expected = prefix_sums(whole, scale, lr)
     for b, i, o in SMALL:
         part = whole.x[:b, :i], whole.grad_output[:b, :o], whole.weight[:o, :i], whole.bias[:o]
-        got = run(kernels, Problem(*map(placed, part)))
+        got = run(kernels, Problem(*map(placed, part)), scale, lr)
         for name, value in expected(b, i, o).items():
             what = f"{name} of {b}x{i}x{o}"
             assert np.array_equal(got[name], value), what
@@ -121,10 +122,11 @@ def test_every_small_size(kernels, dtype):
 def test_block_edges_exactly(kernels, dtype, sizes):
     """On both sides of every block's edge, integer data gives equal results."""
     problem = integers(*sizes, dtype)
-    expected = run(reference, problem.map(lambda a: a.astype(np.float64)))
-    for name, value in run(kernels, problem.map(placed)).items():
-        assert np.array_equal(value, expected[name]), name
-        assert_untouched_around(value, name)
+    for scale, lr in ((0.5, 0.25), (1, -1)):
+        expected = run(reference, problem.map(lambda a: a.astype(np.float64)), scale, lr)
+        for name, value in run(kernels, problem.map(placed), scale, lr).items():
+            assert np.array_equal(value, expected[name]), name
+            assert_untouched_around(value, name)
 
 
 @pytest.mark.parametrize("sizes", [*BLOCKS[::4], (40, 40, 40), (33, 17, 5), (1, 1, 1)], ids=str)
