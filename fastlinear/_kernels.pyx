@@ -52,7 +52,7 @@ cdef extern from "_tile.h" nogil:
 
 cdef enum:
     # These two are part of the contract on bits: they say where a sum is cut.
-    K_BLOCK_BYTES = 4096   # forward: a block of k. 5 rows of W fill 20 KiB of L1; blocks of 1 KiB cost 25 %, for each
+    K_BLOCK_BYTES = 4096   # forward: a block of k. 6 rows of W fill 24 KiB of L1; blocks of 1 KiB cost 25 %, for each
                            # block ends in a sum over lanes
     O_BLOCK = 256          # grad_input: a block of o, which bounds the error of a long one-signed sum like a BLAS does
 

@@ -9,10 +9,10 @@
    A tile keeps rows x cols vectors of sums in registers: as many as there are, less those for the operands, because
    each load then serves the most multiply-adds. The file includes itself once for each dtype.
 
-   The order of additions is part of the interface, and the same for every vector width (see docs: the contract on
-   bits). dot_tile: element k goes to lane k mod LANES, where LANES is that of a 64-byte vector; each lane is a chain
-   of multiply-adds in rising k, from 0; lane l is added to lane l + LANES/2, then to l + LANES/4, ... A shorter
-   vector walks k once for each PART of the 64 bytes. axpy_tile: a chain of multiply-adds in rising s. */
+   The order of additions is part of the interface, and the same for every vector width (README, Promises). dot_tile:
+   element k goes to lane k mod LANES, where LANES is that of a 64-byte vector; each lane is a chain of multiply-adds in
+   rising k, from 0; lane l is added to lane l + LANES/2, then to l + LANES/4, ... A shorter vector walks k once for
+   each PART of the 64 bytes. axpy_tile: a chain of multiply-adds in rising s. */
 #ifndef REAL
 
 #include "_vector.h"

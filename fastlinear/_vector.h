@@ -68,7 +68,7 @@ static const int32_t FIRST_MASK[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 
 #define FIRST(n) _mm256_loadu_si256((const __m256i *)(FIRST_MASK + 8 - (n)))
 INLINE vec_f32 load_first_f32(const float *p, int n) { return _mm256_maskload_ps(p, FIRST(n)); }
 INLINE vec_f64 load_first_f64(const double *p, int n) { return _mm256_maskload_pd(p, FIRST(2 * n)); }
-/* In pieces, because AMD's processors take 20 cycles and more for a masked store of AVX2. */
+/* In pieces, not by a masked store, which AMD's processors are said to be slow at; not measured by itself. */
 INLINE void store_first_f32(float *p, vec_f32 v, int n) {
     __m128 rest = _mm256_castps256_ps128(v);
     if (n & 8) _mm256_storeu_ps(p, v);

@@ -2,7 +2,7 @@
 
 The short way of a call and the layer's memory are in ``_layer.pyx``, the arithmetic in ``_kernels.pyx``. The methods
 with a leading underscore are the long way: they check what the short way did not accept, raise or convert, and call
-the public method again with arrays that it accepts.
+the compiled base's method again with arrays that it accepts.
 """
 
 from __future__ import annotations
