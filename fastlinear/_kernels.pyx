@@ -26,7 +26,7 @@ ctypedef fused real:
     double
 
 cdef extern from "_tile.h" nogil:
-    const int DOT_ROWS, AXPY_ROWS, UPDATE_ROWS, PACKED_ROWS, VECTOR_BYTES
+    const int DOT_ROWS, AXPY_ROWS, UPDATE_ROWS, PACKED_ROWS, NARROW, VECTOR_BYTES
     const int DOT_COLS[]
     const int AXPY_COLS[]
     ctypedef enum axpy_mode "enum axpy_mode":
@@ -45,6 +45,8 @@ cdef extern from "_tile.h" nogil:
                     bint)
     void packed_f64(int, int, const double*, Py_ssize_t, const double*, Py_ssize_t, double*, Py_ssize_t, const double*,
                     bint)
+    void narrow_f32(int, Py_ssize_t, Py_ssize_t, const float*, const float*, float*, Py_ssize_t, const float*)
+    void narrow_f64(int, Py_ssize_t, Py_ssize_t, const double*, const double*, double*, Py_ssize_t, const double*)
     void scaled_f32(Py_ssize_t, int, float, const float*, Py_ssize_t, float*)
     void scaled_f64(Py_ssize_t, int, double, const double*, Py_ssize_t, double*)
     void update_f32(int, Py_ssize_t, const float*, const float*, float, float*, Py_ssize_t, float*, bint)
@@ -98,6 +100,14 @@ cdef inline void packed(int rows, int outs, const real* x, Py_ssize_t x_row, con
         packed_f32(rows, outs, x, x_row, copy, k, y, y_row, bias, first)
     else:
         packed_f64(rows, outs, x, x_row, copy, k, y, y_row, bias, first)
+
+
+cdef inline void narrow(int outs, Py_ssize_t k, Py_ssize_t rows, const real* x, const real* w, real* y,
+                        Py_ssize_t y_row, const real* bias) noexcept nogil:
+    if real is float:
+        narrow_f32(outs, k, rows, x, w, y, y_row, bias)
+    else:
+        narrow_f64(outs, k, rows, x, w, y, y_row, bias)
 
 
 cdef inline void scaled(Py_ssize_t steps, int rows, real scale, const real* a, Py_ssize_t a_step,
@@ -160,6 +170,18 @@ cdef void forward_dots(const real* x, const real* weight, const real* bias, real
         o += cols
 
 
+cdef void forward_narrow(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
+                         Py_ssize_t o_begin, Py_ssize_t o_end,
+                         Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
+    """Few features: 64 bytes of outputs after another, each with all of its W in registers."""
+    cdef int width = 64 // <int> sizeof(real)
+    cdef Py_ssize_t o = o_begin
+    while o < o_end:
+        narrow(<int> min(width, o_end - o), in_features, batch, x, weight + o * in_features, out + o, out_features,
+               bias + o if bias != NULL else NULL)
+        o += width
+
+
 cdef void forward_packed(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
                          Py_ssize_t o_begin, Py_ssize_t o_end,
                          Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
@@ -204,7 +226,10 @@ cdef void forward_part(const real* x, const real* weight, const real* bias, real
     cdef Py_ssize_t batch = b_end - b_begin
     if batch == 0:
         return
-    if batch < PACKED_BATCH or not copy_pays(batch, in_features, o_end - o_begin, 64 // sizeof(real)):
+    if 0 < in_features <= NARROW and in_features <= 8 * batch and batch * (o_end - o_begin) >= 32:
+        forward_narrow(x + b_begin * in_features, weight, bias, out + b_begin * out_features, batch, o_begin, o_end,
+                       in_features, out_features)
+    elif batch < PACKED_BATCH or not copy_pays(batch, in_features, o_end - o_begin, 64 // sizeof(real)):
         forward_dots(x + b_begin * in_features, weight, bias, out + b_begin * out_features, batch, o_begin, o_end,
                      in_features, out_features)
     else:

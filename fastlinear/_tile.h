@@ -65,7 +65,8 @@ static const int AXPY_COLS[AXPY_ROWS + 1] = {0, 8, 4, 3, 3, 2, 2};
 enum { PACKED_ROWS = 3, PACKED_LANES = PARTS == 2 ? 2 : 1 };
 #define PACKED_TILES(T) T(1) T(2) T(3)
 #endif
-enum { TILE_COLS = 8, FAR_STEPS = 64 };
+#define NARROW_TILES(T) T(1) T(2) T(3) T(4) T(5) T(6) T(7) T(8) T(9) T(10) T(11) T(12) T(13) T(14) T(15) T(16)
+enum { NARROW = 16, TILE_COLS = 8, FAR_STEPS = 64 };
 
 /* What an axpy_tile does with its output: continue the chain that is there, start a chain and overwrite, or start a
    chain and add it to what is there. */
@@ -218,6 +219,50 @@ INLINE void NAME(update_tile)(ptrdiff_t width, const REAL *x, const REAL *g, REA
 #undef COLUMNS
 }
 
+/* A square of WIDTH vectors, transposed. It is in square[0] before, and in square[the result] after. */
+INLINE int NAME(transpose)(VEC square[2][WIDTH]) {
+    int turn = 0;
+    UNROLL16 for (int size = WIDTH; size > 1; size /= 2, turn = !turn)
+        UNROLL16 for (int r = 0; r < WIDTH; r++)
+            square[!turn][r] = NAME(zip)(square[turn][r / 2], square[turn][r / 2 + WIDTH / 2], r % 2);
+    return turn;
+}
+
+/* What dot_tile computes, for k up to NARROW (and rows of x and W that long) and up to LANES outputs: W, transposed,
+   stays in registers while the rows of x pass. A lane that ends before the others adds +0 to its sum, and so does one
+   without elements: no more than a sum of -0 notices that, so that one such addition at the end stands for all. */
+INLINE void NAME(narrow_tile)(ptrdiff_t rows, const REAL *x, const REAL *w, REAL *y, ptrdiff_t y_row, const REAL *bias,
+                              const int outs, const int k) {
+    const int padded = k % LANES != 0;
+    for (int part = 0; part < PARTS; part++) {
+        const int count = outs - part * WIDTH < WIDTH ? outs - part * WIDTH : WIDTH;
+        VEC columns[NARROW + WIDTH], add = NAME(zero)();
+        if (count <= 0) break;
+        UNROLL16 for (int k0 = 0; k0 < k; k0 += WIDTH) {
+            VEC square[2][WIDTH];
+            UNROLL16 for (int o = 0; o < WIDTH; o++)
+                square[0][o] = o < count ? NAME(get)(w + (part * WIDTH + o) * k + k0, k - k0 < WIDTH ? k - k0 : WIDTH)
+                                         : NAME(zero)();
+            const int turn = NAME(transpose)(square);
+            UNROLL16 for (int j = 0; j < WIDTH; j++) columns[k0 + j] = square[turn][j];
+        }
+        if (bias) add = NAME(get)(bias + part * WIDTH, count);
+        for (ptrdiff_t b = 0; b < rows; b++) {
+            VEC lane[LANES];
+            UNROLL16 for (int l = 0; l < LANES && l < k; l++) {
+                const VEC xl = NAME(splat)(x[b * k + l]);
+                lane[l] = padded ? NAME(mul)(xl, columns[l]) : NAME(fma)(xl, columns[l], NAME(zero)());
+                if (l + LANES < k) lane[l] = NAME(fma)(NAME(splat)(x[b * k + l + LANES]), columns[l + LANES], lane[l]);
+            }
+            UNROLL16 for (int n = LANES / 2; n; n /= 2)
+                UNROLL16 for (int l = 0; l < n && l + n < k; l++) lane[l] = NAME(add)(lane[l], lane[l + n]);
+            if (padded) lane[0] = NAME(add)(lane[0], NAME(zero)());
+            if (bias) lane[0] = NAME(add)(lane[0], add);
+            NAME(put)(y + b * y_row + part * WIDTH, lane[0], count);
+        }
+    }
+}
+
 /* W's first `outs` rows (LANES at most), elements k < n, transposed for packed_tile: for each group of PACKED_LANES
    lanes, in the order of the tree of sums, for each step, for each lane of the group, the 64 bytes of W[.][k]. What
    there is not is 0. */
@@ -227,14 +272,11 @@ static void NAME(pack)(const REAL *w, ptrdiff_t w_row, int outs, ptrdiff_t n, RE
         for (ptrdiff_t k = 0; k < steps * LANES; k += WIDTH) {
             VEC square[2][WIDTH];
             const int wide = k + WIDTH <= n ? WIDTH : k < n ? (int)(n - k) : 0;
-            int turn = 0;
             UNROLL16 for (int r = 0; r < WIDTH; r++) {
                 const REAL *row = w + (part * WIDTH + r) * w_row + k;
                 square[0][r] = part * WIDTH + r < outs ? NAME(get)(row, wide) : NAME(zero)();
             }
-            UNROLL16 for (int size = WIDTH; size > 1; size /= 2, turn = !turn)
-                UNROLL16 for (int r = 0; r < WIDTH; r++)
-                    square[!turn][r] = NAME(zip)(square[turn][r / 2], square[turn][r / 2 + WIDTH / 2], r % 2);
+            const int turn = NAME(transpose)(square);
             UNROLL16 for (int r = 0; r < WIDTH; r++) {
                 const int place = reversed((int)(k % LANES) + r, LANES);
                 const ptrdiff_t step = place / PACKED_LANES * steps + k / LANES;
@@ -372,6 +414,22 @@ INLINE void NAME(packed)(int rows, PACKED_ARGUMENTS) {
     NAME(packed_table)[rows](outs, x, x_row, packed, k, y, y_row, bias, first);
 }
 
+#define NARROW_ARGUMENTS ptrdiff_t rows, const REAL *x, const REAL *w, REAL *y, ptrdiff_t y_row, const REAL *bias
+#define DEFINE(k) \
+    static void NAME(narrow_##k)(int outs, NARROW_ARGUMENTS) { \
+        if (outs == LANES) NAME(narrow_tile)(rows, x, w, y, y_row, bias, LANES, k); \
+        else NAME(narrow_tile)(rows, x, w, y, y_row, bias, outs, k); \
+    }
+NARROW_TILES(DEFINE)
+#undef DEFINE
+#define ENTRY(k) [k] = NAME(narrow_##k),
+static void (*const NAME(narrow_table)[NARROW + 1])(int, NARROW_ARGUMENTS) = {NARROW_TILES(ENTRY)};
+#undef ENTRY
+INLINE void NAME(narrow)(int outs, ptrdiff_t k, NARROW_ARGUMENTS) {
+    NAME(narrow_table)[k](outs, rows, x, w, y, y_row, bias);
+}
+
+#undef NARROW_ARGUMENTS
 #undef DOT_ARGUMENTS
 #undef AXPY_ARGUMENTS
 #undef UPDATE_ARGUMENTS

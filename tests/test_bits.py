@@ -25,6 +25,7 @@ SHAPES = [
     (257, 513, 66),
     (64, 1030, 70),
     (8, 2060, 270),
+    (33, 13, 70),
 ]
 FUSED = [name for name in COMPILED if name != "baseline"]
 
@@ -88,6 +89,22 @@ def test_every_batch_size(compiled, dtype, sizes):
         compiled.grad_input(grad_output[:n], weight, got_input)
         assert_same_bits(got, output[:n], f"output of {n}")
         assert_same_bits(got_input, grad_input[:n], f"grad_input of {n}")
+
+
+@pytest.mark.parametrize("in_features", [*range(1, 19), 33])
+def test_signs_of_zeros_do_not_depend_on_the_batch(compiled, dtype, in_features):
+    """Point 2 where every sum is 0: of zeros of both signs, and of products that underflow."""
+    tiny = np.finfo(dtype).tiny
+    values = np.array([0.0, -0.0, tiny, -tiny], dtype)
+    x = np.array([[a] * (in_features - in_features // 2) + [b] * (in_features // 2) for a in values for b in values])
+    weight, outs = np.repeat(values, 5)[:, None] * np.ones(in_features, dtype), 20
+    for bias in (None, np.full(outs, 0.0, dtype), np.full(outs, -0.0, dtype)):
+        whole, row = np.empty((len(x), outs), dtype), np.empty((1, outs), dtype)
+        compiled.forward(x, weight, bias, whole)
+        assert not whole.any()
+        for b in range(len(x)):
+            compiled.forward(x[b : b + 1], weight, bias, row)
+            assert_same_bits(whole[b : b + 1], row, f"row {b}")
 
 
 @shapes
