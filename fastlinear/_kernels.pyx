@@ -47,6 +47,8 @@ cdef extern from "_tile.h" nogil:
                     bint)
     void narrow_f32(int, Py_ssize_t, Py_ssize_t, const float*, const float*, float*, Py_ssize_t, const float*)
     void narrow_f64(int, Py_ssize_t, Py_ssize_t, const double*, const double*, double*, Py_ssize_t, const double*)
+    void turned_f32(const float*, int, int, float*, Py_ssize_t, const float*, bint)
+    void turned_f64(const double*, int, int, double*, Py_ssize_t, const double*, bint)
     void scaled_f32(Py_ssize_t, int, float, const float*, Py_ssize_t, float*)
     void scaled_f64(Py_ssize_t, int, double, const double*, Py_ssize_t, double*)
     void update_f32(int, Py_ssize_t, const float*, const float*, float, float*, Py_ssize_t, float*, bint)
@@ -67,7 +69,8 @@ cdef enum:
     STREAMS = 8            # grad_input: rows of W that stream together
     MOST_ROWS = 8          # no axpy tile is higher
     MOST_LANES = 16        # no vector is longer
-    PACKED_BATCH = 8       # forward: for less rows than that, a copy of W never pays
+    TURNED_ROWS = 32       # forward: rows of x whose transposed K_BLOCK_BYTES lie in L2 while W passes by
+    TURNED_OUTS = 48       # forward: sums that wait to be transposed; whole tiles of 6 and of 3, whole vectors
 
 # ---- the tiles, by dtype
 
@@ -108,6 +111,14 @@ cdef inline void narrow(int outs, Py_ssize_t k, Py_ssize_t rows, const real* x, 
         narrow_f32(outs, k, rows, x, w, y, y_row, bias)
     else:
         narrow_f64(outs, k, rows, x, w, y, y_row, bias)
+
+
+cdef inline void turned(const real* sums, int rows, int outs, real* y, Py_ssize_t y_row, const real* bias,
+                        bint first) noexcept nogil:
+    if real is float:
+        turned_f32(sums, rows, outs, y, y_row, bias, first)
+    else:
+        turned_f64(sums, rows, outs, y, y_row, bias, first)
 
 
 cdef inline void scaled(Py_ssize_t steps, int rows, real scale, const real* a, Py_ssize_t a_step,
@@ -210,31 +221,75 @@ cdef void forward_packed(const real* x, const real* weight, const real* bias, re
         b0 = b1
 
 
-cdef bint copy_pays(Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t lanes) noexcept nogil:
-    """Whether packed tiles are faster than dot tiles. As measured, in parts of the time of the multiply-adds: dot tiles
-    lose 32/k to sums over lanes, and up to a tenth where many tiles of rows evict the rows of W from L1; packed ones
-    lose 6.5/batch to the copy, and the lanes that have no output."""
-    # Copying several panels at once, so that rows of y are written along, changed nothing.
-    cdef double dot_loss = 32.0 / max(in_features, 1) + min(batch, 64) / 640.0
-    cdef double packed_loss = 6.5 / batch + <double> (count(outs, lanes) * lanes - outs) / max(outs, 1)
-    return packed_loss < dot_loss
+cdef void forward_turned(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
+                         Py_ssize_t o_begin, Py_ssize_t o_end,
+                         Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
+    """A middling batch: the same sums with the operands exchanged, from a transposed copy of rows of x."""
+    cdef char memory[TURNED_ROWS * K_BLOCK_BYTES + 64]
+    cdef real sums[TURNED_OUTS * MOST_LANES]
+    cdef real* copy = <real*> (memory + 64 - <size_t> memory % 64)
+    cdef Py_ssize_t k_block = K_BLOCK_BYTES // sizeof(real), n, k0, k, o, b0, b1, b, panel
+    cdef int width = 64 // <int> sizeof(real), outs, rows, r
+    b0 = 0
+    while b0 < batch:
+        b1 = min(b0 + TURNED_ROWS, batch)
+        for n in range(max(count(in_features, k_block), 1)):
+            k0 = n * k_block
+            k = min(k_block, in_features - k0)
+            panel = count(k, width) * width
+            b = b0
+            while b < b1:
+                pack(x + b * in_features + k0, in_features, <int> min(width, b1 - b), k, copy + (b - b0) * panel)
+                b += width
+            o = o_begin
+            while o < o_end:
+                outs = <int> min(TURNED_OUTS, o_end - o)
+                b = b0
+                while b < b1:
+                    rows = <int> min(width, b1 - b)
+                    r = 0
+                    while r < outs:
+                        packed(min(PACKED_ROWS, outs - r), width, weight + (o + r) * in_features + k0, in_features,
+                               <const real*> copy + (b - b0) * panel, k, <real*> sums + r * width, width,
+                               <const real*> NULL, True)
+                        r += PACKED_ROWS
+                    turned(<const real*> sums, rows, outs, out + b * out_features + o, out_features,
+                           bias + o if bias != NULL and k0 + k == in_features else NULL, n == 0)
+                    b += width
+                o += TURNED_OUTS
+        b0 = b1
+
+
+cdef inline double waste(Py_ssize_t n, Py_ssize_t lanes) noexcept nogil:
+    """The lanes without work when n is a whole number of vectors, as a part of n."""
+    return <double> (count(n, lanes) * lanes) / n - 1
 
 
 cdef void forward_part(const real* x, const real* weight, const real* bias, real* out,
                        Py_ssize_t b_begin, Py_ssize_t b_end, Py_ssize_t o_begin, Py_ssize_t o_end,
                        Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
-    cdef Py_ssize_t batch = b_end - b_begin
-    if batch == 0:
+    """The way with the least to lose."""
+    cdef Py_ssize_t batch = b_end - b_begin, outs = o_end - o_begin, lanes = 64 // sizeof(real)
+    cdef double dots, packed, turned
+    x += b_begin * in_features
+    out += b_begin * out_features
+    if batch == 0 or outs == 0:
         return
-    if 0 < in_features <= NARROW and in_features <= 8 * batch and batch * (o_end - o_begin) >= 32:
-        forward_narrow(x + b_begin * in_features, weight, bias, out + b_begin * out_features, batch, o_begin, o_end,
-                       in_features, out_features)
-    elif batch < PACKED_BATCH or not copy_pays(batch, in_features, o_end - o_begin, 64 // sizeof(real)):
-        forward_dots(x + b_begin * in_features, weight, bias, out + b_begin * out_features, batch, o_begin, o_end,
-                     in_features, out_features)
+    if 0 < in_features <= NARROW and in_features <= 8 * batch and batch * outs >= 32:
+        forward_narrow(x, weight, bias, out, batch, o_begin, o_end, in_features, out_features)
+        return
+    # What each loses, in parts of the time of the multiply-adds: to sums over lanes; to transposing W, sums, x; to
+    # lanes without work; to a larger batch, which drives W out of the cache. Fitted to 180 measured points (in x out
+    # from 24x48 to 1024x1024, 12 to 256 rows, both dtypes), where it costs 0.1 % against the best choice.
+    dots = 2.7 * lanes / max(in_features, 1) + min(batch, 64) / 1800.0
+    packed = 11.5 / batch + waste(outs, lanes)
+    turned = 16.0 / outs + 0.9 * lanes / max(in_features, 1) + waste(batch, lanes) + batch / 3000.0
+    if dots <= packed and dots <= turned:
+        forward_dots(x, weight, bias, out, batch, o_begin, o_end, in_features, out_features)
+    elif packed <= turned:
+        forward_packed(x, weight, bias, out, batch, o_begin, o_end, in_features, out_features)
     else:
-        forward_packed(x + b_begin * in_features, weight, bias, out + b_begin * out_features, batch, o_begin, o_end,
-                       in_features, out_features)
+        forward_turned(x, weight, bias, out, batch, o_begin, o_end, in_features, out_features)
 
 
 cdef void forward_loops(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,

@@ -228,6 +228,27 @@ INLINE int NAME(transpose)(VEC square[2][WIDTH]) {
     return turn;
 }
 
+/* y[b][o] = sums[o][b] if first, else y + sums; plus the bias where one is given; sums has LANES elements a row, LANES
+   rows and outs at most. */
+static void NAME(turned)(const REAL *sums, int rows, int outs, REAL *y, ptrdiff_t y_row, const REAL *bias, int first) {
+    for (int o = 0; o < outs; o += WIDTH)
+        for (int b = 0; b < rows; b += WIDTH) {
+            VEC square[2][WIDTH];
+            const int count = outs - o < WIDTH ? outs - o : WIDTH;
+            UNROLL16 for (int c = 0; c < WIDTH; c++)
+                square[0][c] = c < count ? NAME(load)(sums + (o + c) * LANES + b) : NAME(zero)();
+            const int turn = NAME(transpose)(square);
+            UNROLL16 for (int r = 0; r < WIDTH; r++)
+                if (b + r < rows) {
+                    REAL *p = y + (b + r) * y_row + o;
+                    VEC total = square[turn][r];
+                    if (!first) total = NAME(add)(NAME(get)(p, count), total);
+                    if (bias) total = NAME(add)(total, NAME(get)(bias + o, count));
+                    NAME(put)(p, total, count);
+                }
+        }
+}
+
 /* What dot_tile computes, for k up to NARROW (and rows of x and W that long) and up to LANES outputs: W, transposed,
    stays in registers while the rows of x pass. A lane that ends before the others adds +0 to its sum, and so does one
    without elements: no more than a sum of -0 notices that, so that one such addition at the end stands for all. */

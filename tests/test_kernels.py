@@ -34,8 +34,8 @@ SAMPLE = [(b, i, o) for b, i, o in product(range(MOST + 1), repeat=3) if (b + 3 
 SMALL = sorted({*TILE_EDGES, *SAMPLE})
 
 # Both sides of every edge: the width of an axpy tile (3 to 8 vectors of 16 to 64 bytes), a block of k (1024 float32,
-# 512 float64), of rows of W (256), of the batch (256), of columns (2048), the batch from which W is transposed
-# (8 to 64); each with a batch that streams W and one that does not. Then narrow layers, and grad_weight's groups of
+# 512 float64), of rows of W (256), of the batch (256), of columns (2048), the batch from which W or x
+# is transposed (8 to 64), then 32 rows and 48 outputs at a time; each with a batch that streams W and one that does not. Then narrow layers, and grad_weight's groups of
 # outputs (64 KiB of a block of the batch) and panels of x (256 KiB).
 EDGES = (48, 64, 80, 96, 128, 256, 512, 1024, 2048)
 WIDTHS = sorted({edge + step for edge in EDGES for step in (-1, 0, 1)})
@@ -45,6 +45,7 @@ BLOCKS = [
     *product((1, 5, 7), (2049, 4097), (257, 513)),
     *product((127, 128, 129, 255, 256, 257, 385, 513), (21, 67), (11,)),
     *product((7, 8, 9, 11, 63, 64, 65), (39, 1030), (3, 4, 15, 16, 17, 33)),
+    *product((15, 16, 31, 32, 33, 48, 63), (70, 1030), (47, 48, 49, 97)),
     *product((1, 2, 3, 33), (1, 7, 8, 9, 15, 16, 17), (31, 32, 33, 129)),
     *product((128, 256, 260), (127, 128, 129, 255, 256, 257), (31, 61, 65)),
     (129, 1025, 33),
