@@ -32,9 +32,9 @@ cdef extern from "_tile.h" nogil:
     ctypedef enum axpy_mode "enum axpy_mode":
         AXPY_CONTINUE, AXPY_START, AXPY_ADD
     void dot_f32(int, int, const float*, Py_ssize_t, const float*, Py_ssize_t, Py_ssize_t,
-                 float*, Py_ssize_t, const float*, bint)
+                 float*, Py_ssize_t, const float*, bint, Py_ssize_t)
     void dot_f64(int, int, const double*, Py_ssize_t, const double*, Py_ssize_t, Py_ssize_t,
-                 double*, Py_ssize_t, const double*, bint)
+                 double*, Py_ssize_t, const double*, bint, Py_ssize_t)
     void axpy_f32(int, Py_ssize_t, Py_ssize_t, const float*, Py_ssize_t, Py_ssize_t, const float*, Py_ssize_t,
                   float*, Py_ssize_t, axpy_mode)
     void axpy_f64(int, Py_ssize_t, Py_ssize_t, const double*, Py_ssize_t, Py_ssize_t, const double*, Py_ssize_t,
@@ -51,8 +51,9 @@ cdef extern from "_tile.h" nogil:
     void turned_f64(const double*, int, int, double*, Py_ssize_t, const double*, bint)
     void scaled_f32(Py_ssize_t, int, float, const float*, Py_ssize_t, float*)
     void scaled_f64(Py_ssize_t, int, double, const double*, Py_ssize_t, double*)
-    void update_f32(int, Py_ssize_t, const float*, const float*, float, float*, Py_ssize_t, float*, bint)
-    void update_f64(int, Py_ssize_t, const double*, const double*, double, double*, Py_ssize_t, double*, bint)
+    void update_f32(int, Py_ssize_t, const float*, const float*, float, float*, Py_ssize_t, float*, bint, Py_ssize_t)
+    void update_f64(int, Py_ssize_t, const double*, const double*, double, double*, Py_ssize_t, double*, bint,
+                    Py_ssize_t)
 
 cdef enum:
     # These two are part of the contract on bits: they say where a sum is cut.
@@ -65,9 +66,12 @@ cdef enum:
     B_BLOCK = 256          # grad_weight: rows of x that a tile adds up before it goes back to memory
     COPY_BYTES = 1 << 16   # grad_weight: the copy of columns of grad_output
     PANEL_BYTES = 1 << 18  # grad_weight, grad_input: a panel of x or W that stays in L2
-    CHUNK = 2048           # grad_input: columns of the output that stay in L1 while rows of W stream past a small batch
-    STREAMS = 8            # grad_input: rows of W that stream together
-    MOST_ROWS = 8          # no axpy tile is higher
+    CHUNK = 2048           # grad_input: columns of the output that stay in L1 while rows of W stream past a small batch;
+                           # twice that for a vector
+    STREAMS = 8            # grad_input: rows of W that stream together past a small batch
+    FAR_BYTES = 1 << 24    # a W of that size comes from memory: prefetching the next rows into L2 gains a third there,
+                           # for a vector; where W lies in L3 it costs a tenth
+    MOST_ROWS = 6          # no axpy tile is higher
     MOST_LANES = 16        # no vector is longer
     TURNED_ROWS = 32       # forward: rows of x whose transposed K_BLOCK_BYTES lie in L2 while W passes by
     TURNED_OUTS = 48       # forward: sums that wait to be transposed; whole tiles of 6 and of 3, whole vectors
@@ -75,11 +79,11 @@ cdef enum:
 # ---- the tiles, by dtype
 
 cdef inline void dot(int rows, int cols, const real* x, Py_ssize_t x_row, const real* w, Py_ssize_t w_row, Py_ssize_t k,
-                     real* y, Py_ssize_t y_row, const real* bias, bint first) noexcept nogil:
+                     real* y, Py_ssize_t y_row, const real* bias, bint first, Py_ssize_t ahead) noexcept nogil:
     if real is float:
-        dot_f32(rows, cols, x, x_row, w, w_row, k, y, y_row, bias, first)
+        dot_f32(rows, cols, x, x_row, w, w_row, k, y, y_row, bias, first, ahead)
     else:
-        dot_f64(rows, cols, x, x_row, w, w_row, k, y, y_row, bias, first)
+        dot_f64(rows, cols, x, x_row, w, w_row, k, y, y_row, bias, first, ahead)
 
 
 cdef inline void axpy(int rows, Py_ssize_t width, Py_ssize_t steps, const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
@@ -130,11 +134,11 @@ cdef inline void scaled(Py_ssize_t steps, int rows, real scale, const real* a, P
 
 
 cdef inline void update_one(int rows, Py_ssize_t width, const real* x, const real* g, real scale,
-                            real* w, Py_ssize_t w_row, real* y, bint first) noexcept nogil:
+                            real* w, Py_ssize_t w_row, real* y, bint first, Py_ssize_t ahead) noexcept nogil:
     if real is float:
-        update_f32(rows, width, x, g, scale, w, w_row, y, first)
+        update_f32(rows, width, x, g, scale, w, w_row, y, first, ahead)
     else:
-        update_f64(rows, width, x, g, scale, w, w_row, y, first)
+        update_f64(rows, width, x, g, scale, w, w_row, y, first, ahead)
 
 
 cdef inline Py_ssize_t axpy_width(int rows, real* dtype) noexcept nogil:
@@ -167,6 +171,7 @@ cdef void forward_dots(const real* x, const real* weight, const real* bias, real
     """A small batch: each few rows of W pass by once, and serve every tile of rows of x while they are in L1."""
     cdef Py_ssize_t k_block = K_BLOCK_BYTES // sizeof(real), n, k0, k, o, b
     cdef int rows = even(batch, DOT_ROWS), cols = DOT_COLS[rows]
+    cdef bint far = in_features * out_features * <Py_ssize_t> sizeof(real) >= FAR_BYTES
     o = o_begin
     while o < o_end:
         for n in range(max(count(in_features, k_block), 1)):
@@ -176,7 +181,8 @@ cdef void forward_dots(const real* x, const real* weight, const real* bias, real
             while b < batch:
                 dot(<int> min(rows, batch - b), <int> min(cols, o_end - o), x + b * in_features + k0, in_features,
                     weight + o * in_features + k0, in_features, k, out + b * out_features + o, out_features,
-                    bias + o if bias != NULL and k0 + k == in_features else NULL, n == 0)
+                    bias + o if bias != NULL and k0 + k == in_features else NULL, n == 0,
+                    cols * in_features if far and b == 0 else 0)
                 b += rows
         o += cols
 
@@ -387,27 +393,30 @@ cdef void sweep(const real* x, const real* grad_output, real scale, real* weight
     cdef real waiting[MOST_ROWS * CHUNK]
     cdef int rows = even(b_end - b_begin, AXPY_ROWS)
     cdef bint stream = b_end - b_begin == rows
-    cdef bint fused = rows == 1 and stream and x != NULL and out != NULL
-    cdef Py_ssize_t group = UPDATE_ROWS if fused else STREAMS if stream else O_BLOCK
+    cdef bint one = rows == 1 and stream and out != NULL
+    cdef bint far = in_features * out_features * <Py_ssize_t> sizeof(real) >= FAR_BYTES
+    cdef Py_ssize_t chunk = 2 * CHUNK if one else CHUNK
+    cdef Py_ssize_t group = UPDATE_ROWS if one else STREAMS if stream else O_BLOCK
     cdef Py_ssize_t width = CHUNK if stream else PANEL_BYTES // (O_BLOCK * <Py_ssize_t> sizeof(real))
     cdef Py_ssize_t i0, i1, o0, o1, o, b, i, n, steps, y_row
     cdef axpy_mode mode
     cdef real* y
     i0 = i_begin
     while i0 < i_end:
-        i1 = min(i0 + CHUNK, i_end)
+        i1 = min(i0 + chunk, i_end)
         for n in range(max(count(out_features, O_BLOCK), 1)):
             o0 = n * O_BLOCK
             o1 = min(o0 + O_BLOCK, out_features)
             y = <real*> waiting if stream and o0 else out + b_begin * in_features + i0
-            y_row = CHUNK if stream and o0 else in_features
+            y_row = chunk if stream and o0 else in_features
             mode = AXPY_ADD if o0 and not stream else AXPY_START
             o = o0
             while True:
                 steps = min(group, o1 - o)
-                if fused and steps > 0:
-                    update_one(<int> steps, i1 - i0, x + i0, grad_output + o, scale, weight + o * in_features + i0,
-                               in_features, y, mode == AXPY_START)
+                if one and steps > 0:
+                    update_one(<int> steps, i1 - i0, x + i0 if x != NULL else NULL, grad_output + o, scale,
+                               weight + o * in_features + i0, in_features, y, mode == AXPY_START,
+                               steps * in_features if far else 0)
                 else:
                     if out != NULL:
                         i = i0
@@ -430,7 +439,7 @@ cdef void sweep(const real* x, const real* grad_output, real scale, real* weight
             if stream and o0 and out != NULL:
                 for b in range(rows):
                     for i in range(i1 - i0):
-                        out[(b_begin + b) * in_features + i0 + i] += waiting[b * CHUNK + i]
+                        out[(b_begin + b) * in_features + i0 + i] += waiting[b * chunk + i]
         i0 = i1
 
 

@@ -2,7 +2,7 @@
 
    dot_tile     y[b][o]  = sum over k of x[b][k] w[o][k]     lanes run along k, for both operands
    axpy_tile    y[r][i] += sum over s of a[r][s] v[s][i]     lanes run along i; a is a scalar for the whole vector
-   update_tile  both axpys of a backward_update, for one example
+   update_tile  both axpys of a backward_update for one example, or the first alone
    packed_tile  what dot_tile computes, bit for bit, from a transposed copy of W: lanes run along o. Without sums over
                 lanes it is faster where k is short, if the batch is large enough to pay for the copy
 
@@ -24,10 +24,12 @@
 #define UNROLL _Pragma("GCC unroll 8")
 #define UNROLL16 _Pragma("GCC unroll 16")
 #define PREFETCH(p) __builtin_prefetch(p, 1)
+#define PREFETCH_L2(p) __builtin_prefetch(p, 0, 2)
 #else
 #define UNROLL
 #define UNROLL16
 #define PREFETCH(p)
+#define PREFETCH_L2(p)
 #endif
 
 /* The tiles that there are: T(rows, cols) for each. Fewer rows leave registers for more columns, down to the vector
@@ -102,9 +104,11 @@ INLINE void NAME(put)(REAL *p, VEC v, int n) {
     else NAME(store_first)(p, v, n);
 }
 
-/* One block of k: y = sums if first, else y + sums; plus the bias where one is given (it comes last). */
+/* One block of k: y = sums if first, else y + sums; plus the bias where one is given (it comes last). W goes on
+   `ahead` elements from here, and is fetched from there meanwhile unless that is 0. */
 INLINE void NAME(dot_tile)(const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdiff_t w_row, ptrdiff_t k,
-                           REAL *y, ptrdiff_t y_row, const REAL *bias, int first, const int rows, const int cols) {
+                           REAL *y, ptrdiff_t y_row, const REAL *bias, int first, ptrdiff_t ahead,
+                           const int rows, const int cols) {
     VEC sum[PARTS][DOT_ROWS][TILE_COLS];
     const int rest = (int)(k % LANES);
 
@@ -121,7 +125,10 @@ INLINE void NAME(dot_tile)(const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdif
         ptrdiff_t s;
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int c = 0; c < cols; c++) acc[r][c] = NAME(zero)();
-        for (s = 0; s < k - rest; s += LANES) STEP(load)
+        for (s = 0; s < k - rest; s += LANES) {
+            if (ahead && part == 0) UNROLL for (int c = 0; c < cols; c++) PREFETCH_L2(w + c * w_row + s + ahead);
+            STEP(load)
+        }
         if (rest) {
             const int ahead = rest - part * WIDTH;
             const int n = ahead < 0 ? 0 : ahead < WIDTH ? ahead : WIDTH;
@@ -195,21 +202,25 @@ static void NAME(scaled)(ptrdiff_t steps, int rows, REAL scale, const REAL *a, p
 }
 
 /* For one example, both of its axpys in one pass over `rows` rows of W: y[i] += sum over r of g[r] W[r][i], which
-   begins at 0 if first, and W[r][i] += scale g[r] x[i]. */
+   begins at 0 if first, and, to write, W[r][i] += scale g[r] x[i]; `ahead` as for dot_tile. */
 INLINE void NAME(update_tile)(ptrdiff_t width, const REAL *x, const REAL *g, REAL scale, REAL *w, ptrdiff_t w_row,
-                              REAL *y, int first, const int rows) {
-    VEC gs[UPDATE_ROWS], steps[UPDATE_ROWS];
+                              REAL *y, int first, ptrdiff_t ahead, const int write, const int rows) {
+    VEC gs[UPDATE_ROWS], steps[UPDATE_ROWS], before[UPDATE_ROWS];
     UNROLL for (int r = 0; r < rows; r++) {
         gs[r] = NAME(splat)(g[r]);
         steps[r] = NAME(splat)(scale * g[r]);
     }
+    /* All loads before the first store: in is often a multiple of 4 KiB, and a load waits for a store before it whose
+       address ends in the same 12 bits. */
 #define COLUMNS(LOAD, STORE, ...) { \
-        const VEC xs = NAME(LOAD)(x + i, ##__VA_ARGS__); \
         VEC sum = first ? NAME(zero)() : NAME(LOAD)(y + i, ##__VA_ARGS__); \
-        UNROLL for (int r = 0; r < rows; r++) { \
-            const VEC before = NAME(LOAD)(w + r * w_row + i, ##__VA_ARGS__); \
-            sum = NAME(fma)(gs[r], before, sum); \
-            NAME(STORE)(w + r * w_row + i, NAME(fma)(steps[r], xs, before), ##__VA_ARGS__); \
+        UNROLL for (int r = 0; r < rows; r++) before[r] = NAME(LOAD)(w + r * w_row + i, ##__VA_ARGS__); \
+        if (ahead) UNROLL for (int r = 0; r < rows; r++) PREFETCH_L2(w + r * w_row + i + ahead); \
+        UNROLL for (int r = 0; r < rows; r++) sum = NAME(fma)(gs[r], before[r], sum); \
+        if (write) { \
+            const VEC xs = NAME(LOAD)(x + i, ##__VA_ARGS__); \
+            UNROLL for (int r = 0; r < rows; r++) \
+                NAME(STORE)(w + r * w_row + i, NAME(fma)(steps[r], xs, before[r]), ##__VA_ARGS__); \
         } \
         NAME(STORE)(y + i, sum, ##__VA_ARGS__); \
     }
@@ -364,9 +375,9 @@ INLINE void NAME(packed_tile)(const REAL *x, ptrdiff_t x_row, const REAL *packed
 /* One function for each shape of tile, the two tables of them, and what a loop calls: dot() takes the tile that is
    `rows` by `cols` sums, axpy() the one that is `rows` high and `width` elements wide. */
 #define DOT_ARGUMENTS const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdiff_t w_row, ptrdiff_t k, \
-    REAL *y, ptrdiff_t y_row, const REAL *bias, int first
+    REAL *y, ptrdiff_t y_row, const REAL *bias, int first, ptrdiff_t ahead
 #define DEFINE(r, c) static void NAME(dot_##r##x##c)(DOT_ARGUMENTS) { \
-    NAME(dot_tile)(x, x_row, w, w_row, k, y, y_row, bias, first, r, c); \
+    NAME(dot_tile)(x, x_row, w, w_row, k, y, y_row, bias, first, ahead, r, c); \
 }
 DOT_TILES(DEFINE)
 #undef DEFINE
@@ -374,7 +385,7 @@ DOT_TILES(DEFINE)
 static void (*const NAME(dot_table)[DOT_ROWS + 1][TILE_COLS + 1])(DOT_ARGUMENTS) = {DOT_TILES(ENTRY)};
 #undef ENTRY
 INLINE void NAME(dot)(int rows, int cols, DOT_ARGUMENTS) {
-    NAME(dot_table)[rows][cols](x, x_row, w, w_row, k, y, y_row, bias, first);
+    NAME(dot_table)[rows][cols](x, x_row, w, w_row, k, y, y_row, bias, first, ahead);
 }
 
 #define AXPY_ARGUMENTS ptrdiff_t steps, const REAL *a, ptrdiff_t a_row, ptrdiff_t a_step, \
@@ -408,16 +419,19 @@ INLINE void NAME(axpy)(int rows, ptrdiff_t width, AXPY_ARGUMENTS) {
 }
 
 #define UPDATE_ARGUMENTS ptrdiff_t width, const REAL *x, const REAL *g, REAL scale, REAL *w, ptrdiff_t w_row, \
-    REAL *y, int first
+    REAL *y, int first, ptrdiff_t ahead
 #define DEFINE(r) \
-    static void NAME(update_##r)(UPDATE_ARGUMENTS) { NAME(update_tile)(width, x, g, scale, w, w_row, y, first, r); }
+    static void NAME(update_##r)(UPDATE_ARGUMENTS) { \
+        if (x) NAME(update_tile)(width, x, g, scale, w, w_row, y, first, ahead, 1, r); \
+        else NAME(update_tile)(width, x, g, scale, w, w_row, y, first, ahead, 0, r); \
+    }
 UPDATE_TILES(DEFINE)
 #undef DEFINE
 #define ENTRY(r) [r] = NAME(update_##r),
 static void (*const NAME(update_table)[UPDATE_ROWS + 1])(UPDATE_ARGUMENTS) = {UPDATE_TILES(ENTRY)};
 #undef ENTRY
 INLINE void NAME(update)(int rows, UPDATE_ARGUMENTS) {
-    NAME(update_table)[rows](width, x, g, scale, w, w_row, y, first);
+    NAME(update_table)[rows](width, x, g, scale, w, w_row, y, first, ahead);
 }
 
 #define PACKED_ARGUMENTS int outs, const REAL *x, ptrdiff_t x_row, const REAL *packed, ptrdiff_t k, \

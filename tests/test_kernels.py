@@ -33,10 +33,11 @@ TILE_EDGES = product(range(14), (0, 1, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33), rang
 SAMPLE = [(b, i, o) for b, i, o in product(range(MOST + 1), repeat=3) if (b + 3 * i + 9 * o) % 13 == 0]
 SMALL = sorted({*TILE_EDGES, *SAMPLE})
 
-# Both sides of every edge: the width of an axpy tile (3 to 8 vectors of 16 to 64 bytes), a block of k (1024 float32,
-# 512 float64), of rows of W (256), of the batch (256), of columns (2048), the batch from which W or x
-# is transposed (8 to 64), then 32 rows and 48 outputs at a time; each with a batch that streams W and one that does not. Then narrow layers, and grad_weight's groups of
-# outputs (64 KiB of a block of the batch) and panels of x (256 KiB).
+# Both sides of every edge: the width of an axpy tile (2 to 8 vectors of 16 to 64 bytes), a block of k (1024 float32,
+# 512 float64), of rows of W (256), of the batch (256), of columns (2048; 4096 for a vector), the batch from which W or
+# x is transposed (8 to 64), then 32 rows and 48 outputs at a time; each with a batch that streams W and one that does
+# not. Then narrow layers, grad_weight's groups of outputs (64 KiB of a block of the batch) and panels of x (256 KiB),
+# and a W of more than 16 MiB, which is fetched ahead.
 EDGES = (48, 64, 80, 96, 128, 256, 512, 1024, 2048)
 WIDTHS = sorted({edge + step for edge in EDGES for step in (-1, 0, 1)})
 BLOCKS = [
@@ -49,6 +50,9 @@ BLOCKS = [
     *product((1, 2, 3, 33), (1, 7, 8, 9, 15, 16, 17), (31, 32, 33, 129)),
     *product((128, 256, 260), (127, 128, 129, 255, 256, 257), (31, 61, 65)),
     (129, 1025, 33),
+    (1, 2049, 2060),
+    (7, 2049, 2060),
+    *product((1,), (4095, 4096, 4097, 8193), (9, 263)),
     (257, 66, 258),
     (7, 513, 513),
 ]
