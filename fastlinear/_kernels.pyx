@@ -42,9 +42,9 @@ cdef extern from "_tile.h" nogil:
     void pack_f32(const float*, Py_ssize_t, int, Py_ssize_t, float*)
     void pack_f64(const double*, Py_ssize_t, int, Py_ssize_t, double*)
     void packed_f32(int, int, const float*, Py_ssize_t, const float*, Py_ssize_t, float*, Py_ssize_t, const float*,
-                    bint)
+                    bint, Py_ssize_t)
     void packed_f64(int, int, const double*, Py_ssize_t, const double*, Py_ssize_t, double*, Py_ssize_t, const double*,
-                    bint)
+                    bint, Py_ssize_t)
     void narrow_f32(int, Py_ssize_t, Py_ssize_t, const float*, const float*, float*, Py_ssize_t, const float*)
     void narrow_f64(int, Py_ssize_t, Py_ssize_t, const double*, const double*, double*, Py_ssize_t, const double*)
     void turned_f32(const float*, int, int, float*, Py_ssize_t, const float*, bint)
@@ -102,11 +102,11 @@ cdef inline void pack(const real* w, Py_ssize_t w_row, int outs, Py_ssize_t k, r
 
 
 cdef inline void packed(int rows, int outs, const real* x, Py_ssize_t x_row, const real* copy, Py_ssize_t k,
-                        real* y, Py_ssize_t y_row, const real* bias, bint first) noexcept nogil:
+                        real* y, Py_ssize_t y_row, const real* bias, bint first, Py_ssize_t ahead) noexcept nogil:
     if real is float:
-        packed_f32(rows, outs, x, x_row, copy, k, y, y_row, bias, first)
+        packed_f32(rows, outs, x, x_row, copy, k, y, y_row, bias, first, ahead)
     else:
-        packed_f64(rows, outs, x, x_row, copy, k, y, y_row, bias, first)
+        packed_f64(rows, outs, x, x_row, copy, k, y, y_row, bias, first, ahead)
 
 
 cdef inline void narrow(int outs, Py_ssize_t k, Py_ssize_t rows, const real* x, const real* w, real* y,
@@ -221,7 +221,7 @@ cdef void forward_packed(const real* x, const real* weight, const real* bias, re
                 while b < b1:
                     packed(<int> min(PACKED_ROWS, b1 - b), outs, x + b * in_features + k0, in_features,
                            <const real*> copy, k, out + b * out_features + o, out_features,
-                           bias + o if bias != NULL and k0 + k == in_features else NULL, n == 0)
+                           bias + o if bias != NULL and k0 + k == in_features else NULL, n == 0, 0)
                     b += PACKED_ROWS
                 o += width
         b0 = b1
@@ -236,6 +236,7 @@ cdef void forward_turned(const real* x, const real* weight, const real* bias, re
     cdef real* copy = <real*> (memory + 64 - <size_t> memory % 64)
     cdef Py_ssize_t k_block = K_BLOCK_BYTES // sizeof(real), n, k0, k, o, b0, b1, b, panel
     cdef int width = 64 // <int> sizeof(real), outs, rows, r
+    cdef bint far = in_features * out_features * <Py_ssize_t> sizeof(real) >= FAR_BYTES
     b0 = 0
     while b0 < batch:
         b1 = min(b0 + TURNED_ROWS, batch)
@@ -257,7 +258,7 @@ cdef void forward_turned(const real* x, const real* weight, const real* bias, re
                     while r < outs:
                         packed(min(PACKED_ROWS, outs - r), width, weight + (o + r) * in_features + k0, in_features,
                                <const real*> copy + (b - b0) * panel, k, <real*> sums + r * width, width,
-                               <const real*> NULL, True)
+                               <const real*> NULL, True, PACKED_ROWS * in_features if far and b == b0 else 0)
                         r += PACKED_ROWS
                     turned(<const real*> sums, rows, outs, out + b * out_features + o, out_features,
                            bias + o if bias != NULL and k0 + k == in_features else NULL, n == 0)

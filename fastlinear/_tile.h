@@ -130,8 +130,8 @@ INLINE void NAME(dot_tile)(const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdif
             STEP(load)
         }
         if (rest) {
-            const int ahead = rest - part * WIDTH;
-            const int n = ahead < 0 ? 0 : ahead < WIDTH ? ahead : WIDTH;
+            const int left = rest - part * WIDTH;
+            const int n = left < 0 ? 0 : left < WIDTH ? left : WIDTH;
             STEP(load_first, n)
         }
         UNROLL for (int r = 0; r < rows; r++)
@@ -318,9 +318,10 @@ static void NAME(pack)(const REAL *w, ptrdiff_t w_row, int outs, ptrdiff_t n, RE
 }
 
 /* One block of k, as dot_tile: y = sums if first, else y + sums; plus the bias where one is given; of `outs` outputs,
-   LANES at most. */
+   LANES at most. x goes on `ahead` elements from here, and is fetched from there meanwhile unless that is 0: spread over
+   the steps, for in one go before the tile it is slower than not at all. */
 INLINE void NAME(packed_tile)(const REAL *x, ptrdiff_t x_row, const REAL *packed, ptrdiff_t k, REAL *y, ptrdiff_t y_row,
-                              const REAL *bias, int first, int outs, const int rows) {
+                              const REAL *bias, int first, ptrdiff_t ahead, int outs, const int rows) {
     enum { GROUPS = LANES / PACKED_LANES };
     REAL last[PACKED_ROWS][LANES]; /* what is left of x after whole steps, and zeros */
     VEC waiting[5][PACKED_ROWS][PARTS]; /* sums of 1, 2, 4, ... groups of lanes */
@@ -330,8 +331,8 @@ INLINE void NAME(packed_tile)(const REAL *x, ptrdiff_t x_row, const REAL *packed
 
 #define EACH_SUM UNROLL for (int r = 0; r < rows; r++) UNROLL for (int part = 0; part < PARTS; part++)
     if (rest) EACH_SUM {
-        const int ahead = rest - part * WIDTH;
-        const int n = ahead < 0 ? 0 : ahead < WIDTH ? ahead : WIDTH;
+        const int left = rest - part * WIDTH;
+        const int n = left < 0 ? 0 : left < WIDTH ? left : WIDTH;
         NAME(store)(last[r] + part * WIDTH, NAME(load_first)(x + r * x_row + whole * LANES + part * WIDTH, n));
     }
     UNROLL for (int group = 0; group < GROUPS; group++) {
@@ -350,7 +351,10 @@ INLINE void NAME(packed_tile)(const REAL *x, ptrdiff_t x_row, const REAL *packed
             } \
         } \
         packed += PACKED_LANES * LANES;
-        for (ptrdiff_t s = 0; s < whole; s++) { STEP(x + s * LANES, x_row) }
+        for (ptrdiff_t s = 0; s < whole; s++) {
+            if (ahead) UNROLL for (int r = group; r < rows; r += GROUPS) PREFETCH_L2(x + r * x_row + s * LANES + ahead);
+            STEP(x + s * LANES, x_row)
+        }
         if (rest) { STEP(last[0], LANES) }
 #undef STEP
         UNROLL for (int n = PACKED_LANES / 2; n; n /= 2)
@@ -435,10 +439,11 @@ INLINE void NAME(update)(int rows, UPDATE_ARGUMENTS) {
 }
 
 #define PACKED_ARGUMENTS int outs, const REAL *x, ptrdiff_t x_row, const REAL *packed, ptrdiff_t k, \
-    REAL *y, ptrdiff_t y_row, const REAL *bias, int first
+    REAL *y, ptrdiff_t y_row, const REAL *bias, int first, ptrdiff_t ahead
 #define DEFINE(r) static void NAME(packed_##r)(PACKED_ARGUMENTS) { \
-    if (outs == LANES) NAME(packed_tile)(x, x_row, packed, k, y, y_row, bias, first, LANES, r); \
-    else NAME(packed_tile)(x, x_row, packed, k, y, y_row, bias, first, outs, r); \
+    if (outs < LANES) NAME(packed_tile)(x, x_row, packed, k, y, y_row, bias, first, 0, outs, r); \
+    else if (ahead) NAME(packed_tile)(x, x_row, packed, k, y, y_row, bias, first, ahead, LANES, r); \
+    else NAME(packed_tile)(x, x_row, packed, k, y, y_row, bias, first, 0, LANES, r); \
 }
 PACKED_TILES(DEFINE)
 #undef DEFINE
@@ -446,7 +451,7 @@ PACKED_TILES(DEFINE)
 static void (*const NAME(packed_table)[PACKED_ROWS + 1])(PACKED_ARGUMENTS) = {PACKED_TILES(ENTRY)};
 #undef ENTRY
 INLINE void NAME(packed)(int rows, PACKED_ARGUMENTS) {
-    NAME(packed_table)[rows](outs, x, x_row, packed, k, y, y_row, bias, first);
+    NAME(packed_table)[rows](outs, x, x_row, packed, k, y, y_row, bias, first, ahead);
 }
 
 #define NARROW_ARGUMENTS ptrdiff_t rows, const REAL *x, const REAL *w, REAL *y, ptrdiff_t y_row, const REAL *bias
