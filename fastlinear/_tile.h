@@ -252,7 +252,7 @@ static void NAME(turned)(const REAL *sums, int rows, int outs, REAL *y, ptrdiff_
             VEC square[2][WIDTH];
             const int count = outs - o < WIDTH ? outs - o : WIDTH;
             UNROLL16 for (int c = 0; c < WIDTH; c++)
-                square[0][c] = c < count ? NAME(load)(sums + (o + c) * LANES + b) : NAME(zero)();
+                square[0][c] = NAME(load)(sums + (o + (c < count ? c : 0)) * LANES + b);
             const int turn = NAME(transpose)(square);
             UNROLL16 for (int r = 0; r < WIDTH; r++)
                 if (b + r < rows) {
@@ -278,8 +278,8 @@ INLINE void NAME(narrow_tile)(ptrdiff_t rows, const REAL *x, const REAL *w, REAL
         UNROLL16 for (int k0 = 0; k0 < k; k0 += WIDTH) {
             VEC square[2][WIDTH];
             UNROLL16 for (int o = 0; o < WIDTH; o++)
-                square[0][o] = o < count ? NAME(get)(w + (part * WIDTH + o) * k + k0, k - k0 < WIDTH ? k - k0 : WIDTH)
-                                         : NAME(zero)();
+                square[0][o] = NAME(get)(w + (part * WIDTH + (o < count ? o : count - 1)) * k + k0,
+                                         k - k0 < WIDTH ? k - k0 : WIDTH);
             const int turn = NAME(transpose)(square);
             UNROLL16 for (int j = 0; j < WIDTH; j++) columns[k0 + j] = square[turn][j];
         }
@@ -301,8 +301,8 @@ INLINE void NAME(narrow_tile)(ptrdiff_t rows, const REAL *x, const REAL *w, REAL
 }
 
 /* W's first `outs` rows (LANES at most), elements k < n, transposed for packed_tile: for each group of PACKED_LANES
-   lanes, in the order of the tree of sums, for each step, for each lane of the group, the 64 bytes of W[.][k]. What
-   there is not is 0. */
+   lanes, in the order of the tree of sums, for each step, for each lane of the group, the 64 bytes of W[.][k]. There
+   are 0s past the last element, and the last row stands for those past it. */
 static void NAME(pack)(const REAL *w, ptrdiff_t w_row, int outs, ptrdiff_t n, REAL *packed) {
     const ptrdiff_t steps = (n + LANES - 1) / LANES;
     for (int part = 0; part < PARTS; part++)
@@ -310,8 +310,8 @@ static void NAME(pack)(const REAL *w, ptrdiff_t w_row, int outs, ptrdiff_t n, RE
             VEC square[2][WIDTH];
             const int wide = k + WIDTH <= n ? WIDTH : k < n ? (int)(n - k) : 0;
             UNROLL16 for (int r = 0; r < WIDTH; r++) {
-                const REAL *row = w + (part * WIDTH + r) * w_row + k;
-                square[0][r] = part * WIDTH + r < outs ? NAME(get)(row, wide) : NAME(zero)();
+                const int o = part * WIDTH + r < outs ? part * WIDTH + r : outs - 1;
+                square[0][r] = wide ? NAME(get)(w + o * w_row + k, wide) : NAME(zero)();
             }
             const int turn = NAME(transpose)(square);
             UNROLL16 for (int r = 0; r < WIDTH; r++) {
@@ -322,11 +322,10 @@ static void NAME(pack)(const REAL *w, ptrdiff_t w_row, int outs, ptrdiff_t n, RE
         }
 }
 
-/* One block of k, as dot_tile: y = sums if first, else y + sums; plus the bias where one is given; of `outs` outputs,
-   LANES at most. x goes on `ahead` elements from here, and is fetched from there meanwhile unless that is 0: spread over
+/* One block of k, as dot_tile: y = sums if first, else y + sums; plus the bias where one is given; of LANES outputs. x goes on `ahead` elements from here, and is fetched from there meanwhile unless that is 0: spread over
    the steps, for in one go before the tile it is slower than not at all. */
 INLINE void NAME(packed_tile)(const REAL *x, ptrdiff_t x_row, const REAL *packed, ptrdiff_t k, REAL *y, ptrdiff_t y_row,
-                              const REAL *bias, int first, ptrdiff_t ahead, int outs, const int rows) {
+                              const REAL *bias, int first, ptrdiff_t ahead, const int rows) {
     enum { GROUPS = LANES / PACKED_LANES };
     REAL last[PACKED_ROWS][LANES]; /* what is left of x after whole steps, and zeros */
     VEC waiting[5][PACKED_ROWS][PARTS]; /* sums of 1, 2, 4, ... groups of lanes */
@@ -371,12 +370,11 @@ INLINE void NAME(packed_tile)(const REAL *x, ptrdiff_t x_row, const REAL *packed
     }
 
     EACH_SUM {
-        const int count = outs - part * WIDTH < 0 ? 0 : outs - part * WIDTH < WIDTH ? outs - part * WIDTH : WIDTH;
+        REAL *p = y + r * y_row + part * WIDTH;
         VEC total = waiting[level][r][part];
-        if (!count) continue;
-        if (!first) total = NAME(add)(NAME(get)(y + r * y_row + part * WIDTH, count), total);
-        if (bias) total = NAME(add)(total, NAME(get)(bias + part * WIDTH, count));
-        NAME(put)(y + r * y_row + part * WIDTH, total, count);
+        if (!first) total = NAME(add)(NAME(load)(p), total);
+        if (bias) total = NAME(add)(total, NAME(load)(bias + part * WIDTH));
+        NAME(store)(p, total);
     }
 #undef EACH_SUM
 }
@@ -443,12 +441,27 @@ INLINE void NAME(update)(int rows, UPDATE_ARGUMENTS) {
     NAME(update_table)[rows](width, x, g, scale, w, w_row, y, first, ahead);
 }
 
+/* Of rows of LANES sums the first `outs`: y = sums if first, else y + sums; plus the bias where one is given. */
+static void NAME(place)(int rows, int outs, const REAL *sums, REAL *y, ptrdiff_t y_row, const REAL *bias, int first) {
+    for (; rows > 0; rows--, sums += LANES, y += y_row)
+        for (int o = 0; o < outs; o += WIDTH) {
+            const int count = outs - o < WIDTH ? outs - o : WIDTH;
+            VEC total = NAME(load)(sums + o);
+            if (!first) total = NAME(add)(NAME(get)(y + o, count), total);
+            if (bias) total = NAME(add)(total, NAME(get)(bias + o, count));
+            NAME(put)(y + o, total, count);
+        }
+}
+
 #define PACKED_ARGUMENTS int outs, const REAL *x, ptrdiff_t x_row, const REAL *packed, ptrdiff_t k, \
     REAL *y, ptrdiff_t y_row, const REAL *bias, int first, ptrdiff_t ahead
 #define DEFINE(r) static void NAME(packed_##r)(PACKED_ARGUMENTS) { \
-    if (outs < LANES) NAME(packed_tile)(x, x_row, packed, k, y, y_row, bias, first, 0, outs, r); \
-    else if (ahead) NAME(packed_tile)(x, x_row, packed, k, y, y_row, bias, first, ahead, LANES, r); \
-    else NAME(packed_tile)(x, x_row, packed, k, y, y_row, bias, first, 0, LANES, r); \
+    REAL sums[PACKED_ROWS * LANES]; \
+    if (outs < LANES) { \
+        NAME(packed_tile)(x, x_row, packed, k, sums, LANES, 0, 1, 0, r); \
+        NAME(place)(r, outs, sums, y, y_row, bias, first); \
+    } else if (ahead) NAME(packed_tile)(x, x_row, packed, k, y, y_row, bias, first, ahead, r); \
+    else NAME(packed_tile)(x, x_row, packed, k, y, y_row, bias, first, 0, r); \
 }
 PACKED_TILES(DEFINE)
 #undef DEFINE
