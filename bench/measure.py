@@ -11,7 +11,7 @@ import sys
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
+import numpy as np
 import peers
 from peers import NARROW, OURS, PEERS, Case
 from timing import Work, interleave
@@ -225,7 +226,47 @@ def cliffs(works: dict[int, Work], limit: float = 1.2) -> list[tuple[int, int]]:
     return found
 
 
+# ---- subnormal numbers
+
+SUBNORMAL_CASES = [Case(256, 256, rows, dtype) for dtype in peers.DTYPES for rows in (0, 32)]
+SUBNORMAL_DATA = {
+    "normal": (0, 0),
+    "x and grad_output subnormal": (1, 0),
+    "W subnormal": (0, 1),
+    "products subnormal": (0.5, 0.5),
+}
+"""x and grad_output, and W, are in ±1 times this power of the smallest normal number."""
+
+
+def subnormals(seconds: float) -> list[Figures]:
+    """Each operation on normal numbers and on subnormal ones."""
+    points = []
+    for case, operation in tqdm(list(product(SUBNORMAL_CASES, SIZE_OPERATIONS[:3])), "subnormals"):
+        works = {}
+        for what, (data, weights) in SUBNORMAL_DATA.items():
+            peers.forget()
+            works[what] = peers.works(operation, case, [OURS])[OURS]
+            for name, power in (("x", data), ("g", data), ("W", weights)):
+                works[what].names[name] *= np.finfo(case.dtype).tiny ** power
+        points.append(figure(operation, case, interleave(works, seconds)))
+    peers.forget()
+    return points
+
+
 # ---- two threads
+
+
+def cores(number: int, seconds: float) -> float:
+    """How many times as many multiply-adds on registers so many threads do in the same time: the most there can be."""
+    flops = 1e8
+    whole, part = machine.fma("float32", 256, flops), machine.fma("float32", 256, flops / number)
+    with ThreadPoolExecutor(number) as pool:
+        run = {"wait": wait, "pool": pool, "part": part.function(), "parts": range(number)}
+        works = {"1": whole, "all": Work("wait([pool.submit(part) for _ in parts])", run)}
+        for work in works.values():
+            work.use_wall_clock()
+        times = interleave(works, seconds)
+    return times["1"] / times["all"]
 
 
 @contextmanager

@@ -55,6 +55,10 @@ def write(results: Figures) -> str:
         "## Time against size\n",
         "![Each operation](size-curves.png)\n",
         "![Against the peers](size-peers.png)\n",
+        "## Subnormal numbers\n",
+        "The processor's mode is left alone: nothing is flushed to zero. 256×256; times, and in brackets as multiples of "
+        "the time on normal numbers.\n",
+        subnormals(results),
         *threads(results),
         "## What was timed\n",
         "The statements, as they stand in the loop. Where there are several, the one that is fastest at a case counts. "
@@ -122,12 +126,27 @@ def machine(results: Figures) -> str:
     return table(["limit", "measured"], [*peaks, *rates, *floor], 2) + "\n" + compute + "\n" + vectors
 
 
+def subnormals(results: Figures) -> str:
+    points = results["subnormals"]
+    kinds = list(points[0]["seconds"])
+    rows = (
+        (f"{p['operation']}, {place(p)}", *(f"{time(p['seconds'][kind])} ({p['seconds'][kind] / p['seconds'][kinds[0]]:.2f})"
+                                            for kind in kinds))
+        for p in points
+    )  # fmt: skip
+    return table(["", *kinds], rows)
+
+
 def threads(results: Figures) -> Iterable[str]:
     found = results["threads"]
     if OURS not in found:
         return
     yield "## Two threads\n"
     yield "![Two threads](thread-bars.png)\n"
+    yield (
+        f"In this run two threads did {results['cores']:.2f} times as many multiply-adds on registers alone as one: "
+        "the most that any speed-up can be.\n"
+    )
     times = {library: {(p["operation"], case_of(p)): p["seconds"] for p in points} for library, points in found.items()}
     libraries = [name for name in (OURS, *PEERS) if name in times]
     rows = (

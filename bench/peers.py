@@ -109,6 +109,12 @@ def arrays(case: Case) -> dict[str, Any]:
     }
 
 
+def forget() -> None:
+    """Let the next work have arrays of its own."""
+    arrays.cache_clear()
+    parameters.cache_clear()
+
+
 def fastlinear_names(case: Case) -> dict[str, Any]:
     return arrays(case) | {"lr": LEARNING_RATE}
 

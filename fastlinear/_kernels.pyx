@@ -66,7 +66,7 @@ cdef enum:
     B_BLOCK = 256          # grad_weight: rows of x that a tile adds up before it goes back to memory
     COPY_BYTES = 1 << 16   # grad_weight: the copy of columns of grad_output
     PANEL_BYTES = 1 << 18  # grad_weight, grad_input: a panel of x or W that stays in L2
-    CHUNK = 2048           # grad_input: columns of the output that stay in L1 while rows of W stream past a small batch;
+    CHUNK = 2048           # grad_input: columns of the output that stay in L1 while rows of W pass a small batch;
                            # twice that for a vector
     STREAMS = 8            # grad_input: rows of W that stream together past a small batch
     FAR_BYTES = 1 << 24    # a W of that size comes from memory: prefetching the next rows into L2 gains a third there,

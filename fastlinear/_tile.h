@@ -121,7 +121,8 @@ INLINE void NAME(dot_tile)(const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdif
         VEC xs[DOT_ROWS]; \
         UNROLL for (int r = 0; r < rows; r++) xs[r] = NAME(LOAD)(x + r * x_row + s + part * WIDTH, ##__VA_ARGS__); \
         UNROLL for (int c = 0; c < cols; c++) { \
-            const VEC wc = NAME(LOAD)(w + c * w_row + s + part * WIDTH, ##__VA_ARGS__); \
+            VEC wc = NAME(LOAD)(w + c * w_row + s + part * WIDTH, ##__VA_ARGS__); \
+            HOLD(wc); \
             UNROLL for (int r = 0; r < rows; r++) acc[r][c] = NAME(fma)(xs[r], wc, acc[r][c]); \
         } \
     }
@@ -182,7 +183,10 @@ INLINE void NAME(axpy_tile)(ptrdiff_t steps, const REAL *a, ptrdiff_t a_row, ptr
             UNROLL for (int c = 0; c < cols; c++) PREFETCH(y + r * y_row + (cols + c) * WIDTH);
     for (ptrdiff_t s = 0; s < steps; s++) {
         VEC vs[TILE_COLS];
-        UNROLL for (int c = 0; c < cols; c++) vs[c] = NAME(get)(v + s * v_row + c * WIDTH, COUNT(c));
+        UNROLL for (int c = 0; c < cols; c++) {
+            vs[c] = NAME(get)(v + s * v_row + c * WIDTH, COUNT(c));
+            HOLD(vs[c]);
+        }
         UNROLL for (int r = 0; r < rows; r++) {
             const VEC ar = NAME(splat)(a[r * a_row + s * a_step]);
             UNROLL for (int c = 0; c < cols; c++) acc[r][c] = NAME(fma)(ar, vs[c], acc[r][c]);

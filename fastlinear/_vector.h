@@ -9,6 +9,8 @@
    fma(a, b, c)          a * b + c, rounded once where the instruction set can (HAS_FMA), else twice
    fold(a, b, w)         one step of a sum over lanes, see below
    zip(a, b, half)       a and b interleaved: their lower halves (half = 0) or upper halves (half = 1)
+   HOLD(v)               v stays in its register: left alone, GCC loads it again for each use in a tile of 2 or 3 rows,
+                         which costs a third where loads cross cache lines
 
    To add an instruction set: one block of the #if chain below, and its row in _isa.py.
    The build switches contraction off (-ffp-contract=off), so what is fused is what says fma. */
@@ -33,6 +35,14 @@
 #define INLINE static __forceinline
 #else
 #define INLINE static inline
+#endif
+
+#if defined(GNU_VECTORS) && (defined(__x86_64__) || defined(__i386__))
+#define HOLD(v) __asm__("" : "+v"(v))
+#elif defined(GNU_VECTORS) && defined(__aarch64__)
+#define HOLD(v) __asm__("" : "+w"(v))
+#else
+#define HOLD(v)
 #endif
 
 /* ---- one block for each instruction set: width, registers, fma, partial loads and stores ---- */
