@@ -56,8 +56,8 @@ def write(results: Figures) -> str:
         "![Each operation](size-curves.png)\n",
         "![Against the peers](size-peers.png)\n",
         "## Subnormal numbers\n",
-        "The processor's mode is left alone: nothing is flushed to zero. Times, and in brackets as multiples of the time "
-        "on normal numbers.\n",
+        "The processor's mode is left alone: nothing is flushed to zero. In brackets: multiples of the time on normal "
+        "numbers.\n",
         subnormals(results),
         *threads(results),
         "## What was timed\n",
@@ -66,6 +66,38 @@ def write(results: Figures) -> str:
         *statements(),
     ]  # fmt: skip
     return "\n".join(parts)
+
+
+README_CASES = [(0, 16, 16), (1, 784, 10), (2, 479, 1024), (0, 1024, 1024), (8, 1024, 1024), (0, 4096, 4096),
+                (64, 13, 512), (32, 784, 256), (64, 256, 256), (256, 256, 256)]  # fmt: skip
+README_MARK = "<!-- from docs/benchmarks/results.json, by bench/report.py -->\n"
+
+
+def readme(results: Figures, text: str) -> str:
+    """The text of the README with its table, which stands between two marks, made of these results."""
+
+    def cells(seconds: dict[str, float], libraries: list[str]) -> Iterable[str]:
+        for name in libraries:
+            figure = f"{seconds[name] * 1e6:.3g}" if seconds[name] < 1e-3 else f"{seconds[name] * 1e6:.0f}"
+            yield f"**{figure}**" if seconds[name] == min(seconds[name] for name in libraries) else figure
+
+    steps = {
+        step: {
+            (p["batch"], p["in_features"], p["out_features"]): p["seconds"] for p in points if p["dtype"] == "float32"
+        }
+        for step, points in results["grid"].items()
+    }
+    measured = {
+        step: [name for name in (OURS, *PEERS) if name in found[README_CASES[0]]] for step, found in steps.items()
+    }
+    head = [f"{step}, {LABELS[name]}" if name == OURS else LABELS[name] for step in steps for name in measured[step]]
+    rows = (
+        (case[0] or "vector", f"{case[1]} → {case[2]}",
+         *(cell for step, found in steps.items() for cell in cells(found[case], measured[step])))
+        for case in README_CASES
+    )  # fmt: skip
+    before, _, after = text.split(README_MARK)
+    return before + README_MARK + table(["rows", "in → out", *head], rows, 2) + README_MARK + after
 
 
 def grid(results: Figures) -> Iterable[str]:

@@ -78,6 +78,9 @@ def main() -> None:
 
     pictures.draw(results, options.folder)
     (options.folder / "README.md").write_text(page.write(results))
+    if options.folder == FOLDER:
+        front = FOLDER.parents[1] / "README.md"
+        front.write_text(page.readme(results, front.read_text()))
     for bar in bars.bars(results):
         print(f"{'ok  ' if bar.met else 'MISS'} {bar.what}: {bar.bar}, measured {bar.measured}")
 

@@ -4,7 +4,9 @@
    axpy_tile    y[r][i] += sum over s of a[r][s] v[s][i]     lanes run along i; a is a scalar for the whole vector
    update_tile  both axpys of a backward_update for one example, or the first alone
    packed_tile  what dot_tile computes, bit for bit, from a transposed copy of W: lanes run along o. Without sums over
-                lanes it is faster where k is short, if the batch is large enough to pay for the copy
+                lanes it is faster where k is short, if the batch is large enough to pay for the copy; or from a copy of
+                x, with lanes along b, if there are outputs enough
+   narrow_tile  the same for a k so short that all of a copy stays in registers
 
    A tile keeps rows x cols vectors of sums in registers: as many as there are, less those for the operands, because
    each load then serves the most multiply-adds. The file includes itself once for each dtype.
@@ -35,8 +37,9 @@
 /* The tiles that there are: T(rows, cols) for each. Fewer rows leave registers for more columns, down to the vector
    (one row), where eight rows of W at once beat four by half from memory: more streams for the prefetcher. An update
    of eight rows is slower than one of six where in is a power of two: with x and y they are ten lines in an 8-way set
-   of L1. 4x4 axpy tiles are 25 % slower than 6x4 (more loads a multiply-add). Prefetching W 8 to 32 vectors ahead for
-   the vector's eight streams gained nothing from L2 or L3 and cost a tenth from memory.
+   of L1. 4x4 axpy tiles are 25 % slower than 6x4 (more loads a multiply-add), and so are 12x2 ones where rows are 4 KiB
+   apart, with a copy of either operand or both. Prefetching W 8 to 32 vectors ahead for the vector's eight streams gained
+   nothing from L2 or L3 and cost a tenth from memory; the next rows, into L2, are another matter (`ahead`).
 
    Packed tiles of 2x3, 3x4 and 6x4 vectors with 4, 2 and 1 lanes at a time were slower than six rows of one vector
    with four lanes (80, 87, 98 against 110 GFLOP/s at 256x256, batch 256). */
