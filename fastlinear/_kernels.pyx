@@ -73,6 +73,7 @@ cdef enum:
                            # for a vector; where W lies in L3 it costs a tenth
     MOST_ROWS = 6          # no axpy tile is higher
     MOST_LANES = 16        # no vector is longer
+    COPIED_BATCH = 4       # forward: for less rows than that no copy pays, and to weigh it up costs 15 ns
     TURNED_ROWS = 32       # forward: rows of x whose transposed K_BLOCK_BYTES lie in L2 while W passes by
     TURNED_OUTS = 48       # forward: sums that wait to be transposed; whole tiles of 6 and of 3, whole vectors
 
@@ -277,7 +278,7 @@ cdef void forward_part(const real* x, const real* weight, const real* bias, real
                        Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
     """The way with the least to lose."""
     cdef Py_ssize_t batch = b_end - b_begin, outs = o_end - o_begin, lanes = 64 // sizeof(real)
-    cdef double dots, packed, turned
+    cdef double dots_lose, packed_loses, turned_loses
     x += b_begin * in_features
     out += b_begin * out_features
     if batch == 0 or outs == 0:
@@ -285,15 +286,18 @@ cdef void forward_part(const real* x, const real* weight, const real* bias, real
     if 0 < in_features <= NARROW and in_features <= 8 * batch and batch * outs >= 32:
         forward_narrow(x, weight, bias, out, batch, o_begin, o_end, in_features, out_features)
         return
+    if batch < COPIED_BATCH:
+        forward_dots(x, weight, bias, out, batch, o_begin, o_end, in_features, out_features)
+        return
     # What each loses, in parts of the time of the multiply-adds: to sums over lanes; to transposing W, sums, x; to
     # lanes without work; to a larger batch, which drives W out of the cache. Fitted to 180 measured points (in x out
     # from 24x48 to 1024x1024, 12 to 256 rows, both dtypes), where it costs 0.1 % against the best choice.
-    dots = 2.7 * lanes / max(in_features, 1) + min(batch, 64) / 1800.0
-    packed = 11.5 / batch + waste(outs, lanes)
-    turned = 16.0 / outs + 0.9 * lanes / max(in_features, 1) + waste(batch, lanes) + batch / 3000.0
-    if dots <= packed and dots <= turned:
+    dots_lose = 2.7 * lanes / max(in_features, 1) + min(batch, 64) / 1800.0
+    packed_loses = 11.5 / batch + waste(outs, lanes)
+    turned_loses = 16.0 / outs + 0.9 * lanes / max(in_features, 1) + waste(batch, lanes) + batch / 3000.0
+    if dots_lose <= packed_loses and dots_lose <= turned_loses:
         forward_dots(x, weight, bias, out, batch, o_begin, o_end, in_features, out_features)
-    elif packed <= turned:
+    elif packed_loses <= turned_loses:
         forward_packed(x, weight, bias, out, batch, o_begin, o_end, in_features, out_features)
     else:
         forward_turned(x, weight, bias, out, batch, o_begin, o_end, in_features, out_features)
