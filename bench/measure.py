@@ -11,7 +11,7 @@ import sys
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
@@ -254,19 +254,6 @@ def subnormals(seconds: float) -> list[Figures]:
 
 
 # ---- two threads
-
-
-def cores(number: int, seconds: float) -> float:
-    """How many times as many multiply-adds on registers so many threads do in the same time: the most there can be."""
-    flops = 1e8
-    whole, part = machine.fma("float32", 256, flops), machine.fma("float32", 256, flops / number)
-    with ThreadPoolExecutor(number) as pool:
-        run = {"wait": wait, "pool": pool, "part": part.function(), "parts": range(number)}
-        works = {"1": whole, "all": Work("wait([pool.submit(part) for _ in parts])", run)}
-        for work in works.values():
-            work.use_wall_clock()
-        times = interleave(works, seconds)
-    return times["1"] / times["all"]
 
 
 @contextmanager

@@ -175,10 +175,6 @@ def threads(results: Figures) -> Iterable[str]:
         return
     yield "## Two threads\n"
     yield "![Two threads](thread-bars.png)\n"
-    yield (
-        f"In this run two threads did {results['cores']:.2f} times as many multiply-adds on registers alone as one: "
-        "the most that any speed-up can be.\n"
-    )
     times = {library: {(p["operation"], case_of(p)): p["seconds"] for p in points} for library, points in found.items()}
     libraries = [name for name in (OURS, *PEERS) if name in times]
     rows = (

@@ -149,7 +149,6 @@ def everything(quick: bool) -> measure.Figures:
         "roofline": measure.roofline(shapes, seconds / 3),
         "sizes": measure.sizes(2e-3, 10 if quick else 1),
         "subnormals": measure.subnormals(seconds),
-        "cores": measure.alone(measure.cores, 2, seconds) if len(peers.cores()) > 1 else None,
         "threads": measure.threads([] if quick else cases, seconds) if len(peers.cores()) > 1 else {},
         "import": measure.importing(),
         "wheel": None if quick else measure.wheel(),
