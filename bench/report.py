@@ -1,8 +1,8 @@
 """Compare fastlinear with NumPy, PyTorch and ONNX Runtime, and with the limits of this machine.
 
-    python bench/report.py              measure everything (below 20 minutes), write docs/benchmarks
-    python bench/report.py --quick      the same with few rounds (about 3 minutes)
-    python bench/report.py --redraw     write the page and the pictures again, from docs/benchmarks/results.json
+    python bench/report.py              measure everything (10 minutes), write docs/benchmarks and the README's table
+    python bench/report.py --quick      the same with few rounds (about 3 minutes), and not the README
+    python bench/report.py --redraw     write page, pictures and table again, from docs/benchmarks/results.json
 
 For tuning, a plain table of some points, at once:
 
@@ -78,7 +78,7 @@ def main() -> None:
 
     pictures.draw(results, options.folder)
     (options.folder / "README.md").write_text(page.write(results))
-    if options.folder == FOLDER:
+    if options.folder.resolve() == FOLDER and not options.quick:
         front = FOLDER.parents[1] / "README.md"
         front.write_text(page.readme(results, front.read_text()))
     for bar in bars.bars(results):

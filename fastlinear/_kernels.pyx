@@ -191,7 +191,7 @@ cdef void forward_dots(const real* x, const real* weight, const real* bias, real
 cdef void forward_narrow(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
                          Py_ssize_t o_begin, Py_ssize_t o_end,
                          Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
-    """Few features: 64 bytes of outputs after another, each with all of its W in registers."""
+    """Few features: 64 bytes of outputs after another, each with all of its W in registers, if there are enough."""
     cdef int width = 64 // <int> sizeof(real)
     cdef Py_ssize_t o = o_begin
     while o < o_end:
@@ -283,7 +283,7 @@ cdef void forward_part(const real* x, const real* weight, const real* bias, real
     out += b_begin * out_features
     if batch == 0 or outs == 0:
         return
-    if 0 < in_features <= NARROW and in_features <= 8 * batch and batch * outs >= 32:
+    if 0 < in_features <= NARROW and in_features <= 8 * batch and batch * outs >= 16:
         forward_narrow(x, weight, bias, out, batch, o_begin, o_end, in_features, out_features)
         return
     if batch < COPIED_BATCH:
@@ -331,6 +331,8 @@ cdef void grad_weight_part(const real* x, const real* grad_output, real scale, r
     cdef int rows = even(o_end - o_begin, AXPY_ROWS), high
     cdef bint direct = scale == 1 and i_end - i_begin <= axpy_width(rows, out)
     cdef Py_ssize_t b0, n, o0, o1, o, group, i, panel
+    if o_begin == o_end:
+        return
     b0 = 0
     while b0 < batch:
         n = min(B_BLOCK, batch - b0)
@@ -412,7 +414,7 @@ cdef void sweep(const real* x, const real* grad_output, real scale, real* weight
         for n in range(max(count(out_features, O_BLOCK), 1)):
             o0 = n * O_BLOCK
             o1 = min(o0 + O_BLOCK, out_features)
-            y = <real*> waiting if stream and o0 else out + b_begin * in_features + i0
+            y = NULL if out == NULL else <real*> waiting if stream and o0 else out + b_begin * in_features + i0
             y_row = chunk if stream and o0 else in_features
             mode = AXPY_ADD if o0 and not stream else AXPY_START
             o = o0

@@ -6,7 +6,7 @@
    packed_tile  what dot_tile computes, bit for bit, from a transposed copy of W: lanes run along o. Without sums over
                 lanes it is faster where k is short, if the batch is large enough to pay for the copy; or from a copy of
                 x, with lanes along b, if there are outputs enough
-   narrow_tile  the same for a k so short that all of a copy stays in registers
+   narrow_tile  the same for a k so short that all of a copy stays in registers (32 of them; else in L1)
 
    A tile keeps rows x cols vectors of sums in registers: as many as there are, less those for the operands, because
    each load then serves the most multiply-adds. The file includes itself once for each dtype.
@@ -25,8 +25,8 @@
 #if defined(__GNUC__)
 #define UNROLL _Pragma("GCC unroll 8")
 #define UNROLL16 _Pragma("GCC unroll 16")
-#define PREFETCH(p) __builtin_prefetch(p, 1)
-#define PREFETCH_L2(p) __builtin_prefetch(p, 0, 2)
+#define PREFETCH(p) __builtin_prefetch((const void *)(p), 1)
+#define PREFETCH_L2(p) __builtin_prefetch((const void *)(p), 0, 2)
 #else
 #define UNROLL
 #define UNROLL16
@@ -38,8 +38,8 @@
    (one row), where eight rows of W at once beat four by half from memory: more streams for the prefetcher. An update
    of eight rows is slower than one of six where in is a power of two: with x and y they are ten lines in an 8-way set
    of L1. 4x4 axpy tiles are 25 % slower than 6x4 (more loads a multiply-add), and so are 12x2 ones where rows are 4 KiB
-   apart, with a copy of either operand or both. Prefetching W 8 to 32 vectors ahead for the vector's eight streams gained
-   nothing from L2 or L3 and cost a tenth from memory; the next rows, into L2, are another matter (`ahead`).
+   apart, with a copy of either operand or both. Prefetching W 8 to 32 vectors ahead for the vector's eight streams
+   gained nothing from L2 or L3 and cost a tenth from memory; the next rows, into L2, are another matter (`ahead`).
 
    Packed tiles of 2x3, 3x4 and 6x4 vectors with 4, 2 and 1 lanes at a time were slower than six rows of one vector
    with four lanes (80, 87, 98 against 110 GFLOP/s at 256x256, batch 256). */
@@ -251,8 +251,8 @@ INLINE int NAME(transpose)(VEC square[2][WIDTH]) {
     return turn;
 }
 
-/* y[b][o] = sums[o][b] if first, else y + sums; plus the bias where one is given; sums has LANES elements a row, LANES
-   rows and outs at most. */
+/* y[b][o] = sums[o][b] if first, else y + sums; plus the bias where one is given. sums has LANES elements a row, of
+   which the first `rows` count. */
 static void NAME(turned)(const REAL *sums, int rows, int outs, REAL *y, ptrdiff_t y_row, const REAL *bias, int first) {
     for (int o = 0; o < outs; o += WIDTH)
         for (int b = 0; b < rows; b += WIDTH) {
@@ -273,8 +273,9 @@ static void NAME(turned)(const REAL *sums, int rows, int outs, REAL *y, ptrdiff_
 }
 
 /* What dot_tile computes, for k up to NARROW (and rows of x and W that long) and up to LANES outputs: W, transposed,
-   stays in registers while the rows of x pass. A lane that ends before the others adds +0 to its sum, and so does one
-   without elements: no more than a sum of -0 notices that, so that one such addition at the end stands for all. */
+   stays in registers, or L1, while the rows of x pass. A lane that ends before the others adds +0 to its sum, and so
+   does one without elements: no more than a sum of -0 notices that, so that one such addition at the end stands for
+   all. */
 INLINE void NAME(narrow_tile)(ptrdiff_t rows, const REAL *x, const REAL *w, REAL *y, ptrdiff_t y_row, const REAL *bias,
                               const int outs, const int k) {
     const int padded = k % LANES != 0;
@@ -322,15 +323,16 @@ static void NAME(pack)(const REAL *w, ptrdiff_t w_row, int outs, ptrdiff_t n, RE
             }
             const int turn = NAME(transpose)(square);
             UNROLL16 for (int r = 0; r < WIDTH; r++) {
-                const int place = reversed((int)(k % LANES) + r, LANES);
-                const ptrdiff_t step = place / PACKED_LANES * steps + k / LANES;
-                NAME(store)(packed + (step * PACKED_LANES + place % PACKED_LANES) * LANES + part * WIDTH, square[turn][r]);
+                const int at = reversed((int)(k % LANES) + r, LANES);
+                const ptrdiff_t step = at / PACKED_LANES * steps + k / LANES;
+                NAME(store)(packed + (step * PACKED_LANES + at % PACKED_LANES) * LANES + part * WIDTH, square[turn][r]);
             }
         }
 }
 
-/* One block of k, as dot_tile: y = sums if first, else y + sums; plus the bias where one is given; of LANES outputs. x goes on `ahead` elements from here, and is fetched from there meanwhile unless that is 0: spread over
-   the steps, for in one go before the tile it is slower than not at all. */
+/* One block of k, as dot_tile: y = sums if first, else y + sums; plus the bias where one is given; of LANES outputs. x
+   goes on `ahead` elements from here, and is fetched from there meanwhile unless that is 0: spread over the steps, for
+   in one go before the tile it is slower than not at all. */
 INLINE void NAME(packed_tile)(const REAL *x, ptrdiff_t x_row, const REAL *packed, ptrdiff_t k, REAL *y, ptrdiff_t y_row,
                               const REAL *bias, int first, ptrdiff_t ahead, const int rows) {
     enum { GROUPS = LANES / PACKED_LANES };

@@ -1,9 +1,9 @@
-/* The vectors that the tiles are written in: one width and ten small functions for each instruction set.
+/* The vectors that the tiles are written in: one width and eleven small functions for each instruction set.
 
    vec_f32, vec_f64      VECTOR_BYTES of float or double
    zero(), splat(s)      every lane 0, every lane s
    load(p), store(p, v)  a whole vector at any address
-   load_first(p, n)      lanes 0..n-1 from p[0..n-1], the others 0; touches no other element (1 <= n <= lanes)
+   load_first(p, n)      lanes 0..n-1 from p[0..n-1], the others 0; touches no other element (0 <= n <= lanes)
    store_first(p, v, n)  the other direction; writes no other element
    add(a, b), mul(a, b)  a + b, a * b
    fma(a, b, c)          a * b + c, rounded once where the instruction set can (HAS_FMA), else twice
