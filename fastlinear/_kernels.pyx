@@ -56,10 +56,12 @@ cdef extern from "_tile.h" nogil:
                     Py_ssize_t)
 
 cdef enum:
-    # These two are part of the contract on bits: they say where a sum is cut.
+    # These are part of the contract on bits: they say where a sum is cut.
     K_BLOCK_BYTES = 4096   # forward: a block of k. 6 rows of W fill 24 KiB of L1; blocks of 1 KiB cost 25 %, for each
                            # block ends in a sum over lanes
-    O_BLOCK = 256          # grad_input: a block of o, which bounds the error of a long one-signed sum like a BLAS does
+    LONG_BLOCKS = 32       # forward: so many blocks of k make a long one. The sums of long blocks are added up in turn:
+                           # a million terms of one sign would lose three times as much to a single chain of blocks
+    O_BLOCK = 384          # grad_input: a block of o, which bounds the error of a long one-signed sum like a BLAS does
 
     # These may be anything.
     X_BLOCK = 256          # forward: rows of x whose K_BLOCK_BYTES lie in L2 (1 MiB) while W passes by; 128: 4 % slower
@@ -74,6 +76,8 @@ cdef enum:
     MOST_ROWS = 6          # no axpy tile is higher
     MOST_LANES = 16        # no vector is longer
     COPIED_BATCH = 4       # forward: for less rows than that no copy pays, and to weigh it up costs 15 ns
+    LONG_ROWS = 32         # forward: rows of x and outputs that go through all long blocks of k together
+    LONG_OUTS = 128
     TURNED_ROWS = 32       # forward: rows of x whose transposed K_BLOCK_BYTES lie in L2 while W passes by
     TURNED_OUTS = 48       # forward: sums that wait to be transposed; whole tiles of 6 and of 3, whole vectors
 
@@ -164,64 +168,67 @@ cdef inline Py_ssize_t share(Py_ssize_t n, int grain, int thread, int threads) n
     return min(n, count(n, grain) * thread // threads * grain)
 
 
+cdef inline bint comes_from_memory(Py_ssize_t in_features, Py_ssize_t out_features, real* dtype) noexcept nogil:
+    return in_features * out_features * <Py_ssize_t> sizeof(real) >= FAR_BYTES
+
+
 # ---- forward
+# Each part multiplies `batch` rows of x by `outs` rows of W. The rows of both are `row` apart, those of out out_row; W
+# comes from afar or not.
 
 cdef void forward_dots(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
-                       Py_ssize_t o_begin, Py_ssize_t o_end,
-                       Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
+                       Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t row, Py_ssize_t out_row,
+                       bint far) noexcept nogil:
     """A small batch: each few rows of W pass by once, and serve every tile of rows of x while they are in L1."""
     cdef Py_ssize_t k_block = K_BLOCK_BYTES // sizeof(real), n, k0, k, o, b
     cdef int rows = even(batch, DOT_ROWS), cols = DOT_COLS[rows]
-    cdef bint far = in_features * out_features * <Py_ssize_t> sizeof(real) >= FAR_BYTES
-    o = o_begin
-    while o < o_end:
+    o = 0
+    while o < outs:
         for n in range(max(count(in_features, k_block), 1)):
             k0 = n * k_block
             k = min(k_block, in_features - k0)
             b = 0
             while b < batch:
-                dot(<int> min(rows, batch - b), <int> min(cols, o_end - o), x + b * in_features + k0, in_features,
-                    weight + o * in_features + k0, in_features, k, out + b * out_features + o, out_features,
+                dot(<int> min(rows, batch - b), <int> min(cols, outs - o), x + b * row + k0, row,
+                    weight + o * row + k0, row, k, out + b * out_row + o, out_row,
                     bias + o if bias != NULL and k0 + k == in_features else NULL, n == 0,
-                    cols * in_features if far and b == 0 else 0)
+                    cols * row if far and b == 0 else 0)
                 b += rows
         o += cols
 
 
 cdef void forward_narrow(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
-                         Py_ssize_t o_begin, Py_ssize_t o_end,
-                         Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
+                         Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t out_row) noexcept nogil:
     """Few features: 64 bytes of outputs after another, each with all of its W in registers, if there are enough."""
     cdef int width = 64 // <int> sizeof(real)
-    cdef Py_ssize_t o = o_begin
-    while o < o_end:
-        narrow(<int> min(width, o_end - o), in_features, batch, x, weight + o * in_features, out + o, out_features,
+    cdef Py_ssize_t o = 0
+    while o < outs:
+        narrow(<int> min(width, outs - o), in_features, batch, x, weight + o * in_features, out + o, out_row,
                bias + o if bias != NULL else NULL)
         o += width
 
 
 cdef void forward_packed(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
-                         Py_ssize_t o_begin, Py_ssize_t o_end,
-                         Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
+                         Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t row, Py_ssize_t out_row) noexcept nogil:
     """A large batch: the same sums from a transposed copy of a block of W, 64 bytes of outputs wide."""
     cdef char memory[K_BLOCK_BYTES * 16 + 64]
     cdef real* copy = <real*> (memory + 64 - <size_t> memory % 64)
     cdef Py_ssize_t k_block = K_BLOCK_BYTES // sizeof(real), n, k0, k, o, b0, b1, b
-    cdef int width = 64 // <int> sizeof(real), outs
+    cdef int width = 64 // <int> sizeof(real), some
     b0 = 0
     while b0 < batch:
         b1 = min(b0 + X_BLOCK, batch)
         for n in range(max(count(in_features, k_block), 1)):
             k0 = n * k_block
             k = min(k_block, in_features - k0)
-            o = o_begin
-            while o < o_end:
-                outs = <int> min(width, o_end - o)
-                pack(weight + o * in_features + k0, in_features, outs, k, copy)
+            o = 0
+            while o < outs:
+                some = <int> min(width, outs - o)
+                pack(weight + o * row + k0, row, some, k, copy)
                 b = b0
                 while b < b1:
-                    packed(<int> min(PACKED_ROWS, b1 - b), outs, x + b * in_features + k0, in_features,
-                           <const real*> copy, k, out + b * out_features + o, out_features,
+                    packed(<int> min(PACKED_ROWS, b1 - b), some, x + b * row + k0, row, <const real*> copy, k,
+                           out + b * out_row + o, out_row,
                            bias + o if bias != NULL and k0 + k == in_features else NULL, n == 0, 0)
                     b += PACKED_ROWS
                 o += width
@@ -229,15 +236,14 @@ cdef void forward_packed(const real* x, const real* weight, const real* bias, re
 
 
 cdef void forward_turned(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
-                         Py_ssize_t o_begin, Py_ssize_t o_end,
-                         Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
+                         Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t row, Py_ssize_t out_row,
+                         bint far) noexcept nogil:
     """A middling batch: the same sums with the operands exchanged, from a transposed copy of rows of x."""
     cdef char memory[TURNED_ROWS * K_BLOCK_BYTES + 64]
     cdef real sums[TURNED_OUTS * MOST_LANES]
     cdef real* copy = <real*> (memory + 64 - <size_t> memory % 64)
     cdef Py_ssize_t k_block = K_BLOCK_BYTES // sizeof(real), n, k0, k, o, b0, b1, b, panel
-    cdef int width = 64 // <int> sizeof(real), outs, rows, r
-    cdef bint far = in_features * out_features * <Py_ssize_t> sizeof(real) >= FAR_BYTES
+    cdef int width = 64 // <int> sizeof(real), some, rows, r
     b0 = 0
     while b0 < batch:
         b1 = min(b0 + TURNED_ROWS, batch)
@@ -247,21 +253,21 @@ cdef void forward_turned(const real* x, const real* weight, const real* bias, re
             panel = count(k, width) * width
             b = b0
             while b < b1:
-                pack(x + b * in_features + k0, in_features, <int> min(width, b1 - b), k, copy + (b - b0) * panel)
+                pack(x + b * row + k0, row, <int> min(width, b1 - b), k, copy + (b - b0) * panel)
                 b += width
-            o = o_begin
-            while o < o_end:
-                outs = <int> min(TURNED_OUTS, o_end - o)
+            o = 0
+            while o < outs:
+                some = <int> min(TURNED_OUTS, outs - o)
                 b = b0
                 while b < b1:
                     rows = <int> min(width, b1 - b)
                     r = 0
-                    while r < outs:
-                        packed(min(PACKED_ROWS, outs - r), width, weight + (o + r) * in_features + k0, in_features,
+                    while r < some:
+                        packed(min(PACKED_ROWS, some - r), width, weight + (o + r) * row + k0, row,
                                <const real*> copy + (b - b0) * panel, k, <real*> sums + r * width, width,
-                               <const real*> NULL, True, PACKED_ROWS * in_features if far and b == b0 else 0)
+                               <const real*> NULL, True, PACKED_ROWS * row if far and b == b0 else 0)
                         r += PACKED_ROWS
-                    turned(<const real*> sums, rows, outs, out + b * out_features + o, out_features,
+                    turned(<const real*> sums, rows, some, out + b * out_row + o, out_row,
                            bias + o if bias != NULL and k0 + k == in_features else NULL, n == 0)
                     b += width
                 o += TURNED_OUTS
@@ -273,21 +279,17 @@ cdef inline double waste(Py_ssize_t n, Py_ssize_t lanes) noexcept nogil:
     return <double> (count(n, lanes) * lanes) / n - 1
 
 
-cdef void forward_part(const real* x, const real* weight, const real* bias, real* out,
-                       Py_ssize_t b_begin, Py_ssize_t b_end, Py_ssize_t o_begin, Py_ssize_t o_end,
-                       Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
-    """The way with the least to lose."""
-    cdef Py_ssize_t batch = b_end - b_begin, outs = o_end - o_begin, lanes = 64 // sizeof(real)
+cdef void forward_block(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
+                        Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t row, Py_ssize_t out_row,
+                        bint far) noexcept nogil:
+    """A long block of k, the way with the least to lose."""
+    cdef Py_ssize_t lanes = 64 // sizeof(real)
     cdef double dots_lose, packed_loses, turned_loses
-    x += b_begin * in_features
-    out += b_begin * out_features
-    if batch == 0 or outs == 0:
-        return
-    if 0 < in_features <= NARROW and in_features <= 8 * batch and batch * outs >= 16:
-        forward_narrow(x, weight, bias, out, batch, o_begin, o_end, in_features, out_features)
+    if 0 < in_features <= NARROW and in_features == row and in_features <= 8 * batch and batch * outs >= 16:
+        forward_narrow(x, weight, bias, out, batch, in_features, outs, out_row)
         return
     if batch < COPIED_BATCH:
-        forward_dots(x, weight, bias, out, batch, o_begin, o_end, in_features, out_features)
+        forward_dots(x, weight, bias, out, batch, in_features, outs, row, out_row, far)
         return
     # What each loses, in parts of the time of the multiply-adds: to sums over lanes; to transposing W, sums, x; to
     # lanes without work; to a larger batch, which drives W out of the cache. Fitted to 180 measured points (in x out
@@ -296,11 +298,57 @@ cdef void forward_part(const real* x, const real* weight, const real* bias, real
     packed_loses = 11.5 / batch + waste(outs, lanes)
     turned_loses = 16.0 / outs + 0.9 * lanes / max(in_features, 1) + waste(batch, lanes) + batch / 3000.0
     if dots_lose <= packed_loses and dots_lose <= turned_loses:
-        forward_dots(x, weight, bias, out, batch, o_begin, o_end, in_features, out_features)
+        forward_dots(x, weight, bias, out, batch, in_features, outs, row, out_row, far)
     elif packed_loses <= turned_loses:
-        forward_packed(x, weight, bias, out, batch, o_begin, o_end, in_features, out_features)
+        forward_packed(x, weight, bias, out, batch, in_features, outs, row, out_row)
     else:
-        forward_turned(x, weight, bias, out, batch, o_begin, o_end, in_features, out_features)
+        forward_turned(x, weight, bias, out, batch, in_features, outs, row, out_row, far)
+
+
+cdef void forward_long(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
+                       Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t row, Py_ssize_t out_row,
+                       bint far) noexcept nogil:
+    """Long block after long block, a few outputs at a time: the first into out, the others apart and then added."""
+    cdef real waiting[LONG_ROWS * LONG_OUTS]
+    cdef Py_ssize_t long_block = LONG_BLOCKS * (K_BLOCK_BYTES // sizeof(real)), k0, o0, b0, o, b, some, rows
+    o0 = 0
+    while o0 < outs:
+        some = min(LONG_OUTS, outs - o0)
+        b0 = 0
+        while b0 < batch:
+            rows = min(LONG_ROWS, batch - b0)
+            k0 = 0
+            while k0 < in_features:
+                forward_block(x + b0 * row + k0, weight + o0 * row + k0, <const real*> NULL,
+                              <real*> waiting if k0 else out + b0 * out_row + o0, rows,
+                              min(long_block, in_features - k0), some, row, LONG_OUTS if k0 else out_row, far)
+                for b in range(rows if k0 else 0):
+                    for o in range(some):
+                        out[(b0 + b) * out_row + o0 + o] += waiting[b * LONG_OUTS + o]
+                k0 += long_block
+            for b in range(rows if bias != NULL else 0):
+                for o in range(some):
+                    out[(b0 + b) * out_row + o0 + o] += bias[o0 + o]
+            b0 += LONG_ROWS
+        o0 += LONG_OUTS
+
+
+cdef void forward_part(const real* x, const real* weight, const real* bias, real* out,
+                       Py_ssize_t b_begin, Py_ssize_t b_end, Py_ssize_t o_begin, Py_ssize_t o_end,
+                       Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
+    cdef Py_ssize_t batch = b_end - b_begin, outs = o_end - o_begin
+    cdef bint far = comes_from_memory(in_features, out_features, out)
+    if batch == 0 or outs == 0:
+        return
+    x += b_begin * in_features
+    weight += o_begin * in_features
+    out += b_begin * out_features + o_begin
+    if bias != NULL:
+        bias += o_begin
+    if in_features <= LONG_BLOCKS * (K_BLOCK_BYTES // <Py_ssize_t> sizeof(real)):
+        forward_block(x, weight, bias, out, batch, in_features, outs, in_features, out_features, far)
+    else:
+        forward_long(x, weight, bias, out, batch, in_features, outs, in_features, out_features, far)
 
 
 cdef void forward_loops(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
@@ -401,10 +449,10 @@ cdef void sweep(const real* x, const real* grad_output, real scale, real* weight
     cdef int rows = even(b_end - b_begin, AXPY_ROWS)
     cdef bint stream = b_end - b_begin == rows
     cdef bint one = rows == 1 and stream and out != NULL
-    cdef bint far = in_features * out_features * <Py_ssize_t> sizeof(real) >= FAR_BYTES
+    cdef bint far = comes_from_memory(in_features, out_features, weight)
     cdef Py_ssize_t chunk = 2 * CHUNK if one else CHUNK
     cdef Py_ssize_t group = UPDATE_ROWS if one else STREAMS if stream else O_BLOCK
-    cdef Py_ssize_t width = CHUNK if stream else PANEL_BYTES // (O_BLOCK * <Py_ssize_t> sizeof(real))
+    cdef Py_ssize_t width = CHUNK if stream else PANEL_BYTES // (O_BLOCK * <Py_ssize_t> sizeof(real)) // 64 * 64
     cdef Py_ssize_t i0, i1, o0, o1, o, b, i, n, steps, y_row
     cdef axpy_mode mode
     cdef real* y

@@ -112,6 +112,13 @@ INLINE void NAME(put)(REAL *p, VEC v, int n) {
     else NAME(store_first)(p, v, n);
 }
 
+/* The sums over one block of k of n outputs at p: p = sums if first, else p + sums; plus the bias where one is given. */
+INLINE void NAME(finish)(REAL *p, VEC sums, int n, const REAL *bias, int first) {
+    if (!first) sums = NAME(add)(NAME(get)(p, n), sums);
+    if (bias) sums = NAME(add)(sums, NAME(get)(bias, n));
+    NAME(put)(p, sums, n);
+}
+
 /* One block of k: y = sums if first, else y + sums; plus the bias where one is given (it comes last). W goes on
    `ahead` elements from here, and is fetched from there meanwhile unless that is 0. */
 INLINE void NAME(dot_tile)(const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdiff_t w_row, ptrdiff_t k,
@@ -162,10 +169,7 @@ INLINE void NAME(dot_tile)(const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdif
         }
         UNROLL for (int c = 0; c < cols; c += WIDTH) {
             const int count = cols - c < WIDTH ? cols - c : WIDTH;
-            VEC total = lanes[c / WIDTH];
-            if (!first) total = NAME(add)(NAME(get)(y + r * y_row + c, count), total);
-            if (bias) total = NAME(add)(total, NAME(get)(bias + c, count));
-            NAME(put)(y + r * y_row + c, total, count);
+            NAME(finish)(y + r * y_row + c, lanes[c / WIDTH], count, bias ? bias + c : 0, first);
         }
     }
 }
@@ -262,13 +266,8 @@ static void NAME(turned)(const REAL *sums, int rows, int outs, REAL *y, ptrdiff_
                 square[0][c] = NAME(load)(sums + (o + (c < count ? c : 0)) * LANES + b);
             const int turn = NAME(transpose)(square);
             UNROLL16 for (int r = 0; r < WIDTH; r++)
-                if (b + r < rows) {
-                    REAL *p = y + (b + r) * y_row + o;
-                    VEC total = square[turn][r];
-                    if (!first) total = NAME(add)(NAME(get)(p, count), total);
-                    if (bias) total = NAME(add)(total, NAME(get)(bias + o, count));
-                    NAME(put)(p, total, count);
-                }
+                if (b + r < rows)
+                    NAME(finish)(y + (b + r) * y_row + o, square[turn][r], count, bias ? bias + o : 0, first);
         }
 }
 
@@ -378,13 +377,8 @@ INLINE void NAME(packed_tile)(const REAL *x, ptrdiff_t x_row, const REAL *packed
         EACH_SUM waiting[level][r][part] = acc[0][r][part];
     }
 
-    EACH_SUM {
-        REAL *p = y + r * y_row + part * WIDTH;
-        VEC total = waiting[level][r][part];
-        if (!first) total = NAME(add)(NAME(load)(p), total);
-        if (bias) total = NAME(add)(total, NAME(load)(bias + part * WIDTH));
-        NAME(store)(p, total);
-    }
+    EACH_SUM NAME(finish)(y + r * y_row + part * WIDTH, waiting[level][r][part], WIDTH,
+                          bias ? bias + part * WIDTH : 0, first);
 #undef EACH_SUM
 }
 
@@ -455,10 +449,7 @@ static void NAME(place)(int rows, int outs, const REAL *sums, REAL *y, ptrdiff_t
     for (; rows > 0; rows--, sums += LANES, y += y_row)
         for (int o = 0; o < outs; o += WIDTH) {
             const int count = outs - o < WIDTH ? outs - o : WIDTH;
-            VEC total = NAME(load)(sums + o);
-            if (!first) total = NAME(add)(NAME(get)(y + o, count), total);
-            if (bias) total = NAME(add)(total, NAME(get)(bias + o, count));
-            NAME(put)(y + o, total, count);
+            NAME(finish)(y + o, NAME(load)(sums + o), count, bias ? bias + o : 0, first);
         }
 }
 

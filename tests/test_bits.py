@@ -29,6 +29,8 @@ SHAPES = [
     (32, 520, 1000),
     (63, 1030, 1000),
     (256, 1030, 63),
+    (35, 34000, 9),
+    (2, 66000, 130),
 ]
 FUSED = [name for name in COMPILED if name != "baseline"]
 

@@ -34,16 +34,17 @@ SAMPLE = [(b, i, o) for b, i, o in product(range(MOST + 1), repeat=3) if (b + 3 
 SMALL = sorted({*TILE_EDGES, *SAMPLE})
 
 # Both sides of every edge: the width of an axpy tile (2 to 8 vectors of 16 to 64 bytes), a block of k (1024 float32,
-# 512 float64), of rows of W (256), of the batch (256), of columns (2048; 4096 for a vector), the batch from which W or
+# 512 float64), of rows of W (384), of the batch (256), of columns (2048; 4096 for a vector), the batch from which W or
 # x is transposed (4 to 64), then 32 rows and 48 outputs at a time; each with a batch that streams W and one that does
 # not. Then narrow layers, grad_weight's groups of outputs (64 KiB of a block of the batch) and panels of x (256 KiB),
-# and a W of more than 16 MiB, which is fetched ahead.
+# a W of more than 16 MiB, which is fetched ahead, and long blocks of k (32768 float32, 16384 float64), which 32 rows and
+# 128 outputs at a time go through.
 EDGES = (48, 64, 80, 96, 128, 256, 512, 1024, 2048)
 WIDTHS = sorted({edge + step for edge in EDGES for step in (-1, 0, 1)})
 BLOCKS = [
     *product((1, 3, 7), WIDTHS, (9,)),
-    *product((1, 4, 6, 7), (5, 70, 515), (255, 256, 257, 513)),
-    *product((1, 5, 7), (2049, 4097), (257, 513)),
+    *product((1, 4, 6, 7), (5, 70, 515), (255, 257, 383, 384, 385, 769)),
+    *product((1, 5, 7), (2049, 4097), (385, 769)),
     *product((127, 128, 129, 255, 256, 257, 385, 513), (21, 67), (11,)),
     *product((7, 8, 9, 11, 63, 64, 65), (39, 1030), (3, 4, 15, 16, 17, 33)),
     *product((15, 16, 31, 32, 33, 48, 63), (70, 1030), (47, 48, 49, 97)),
@@ -53,6 +54,8 @@ BLOCKS = [
     (129, 1025, 33),
     (1, 2049, 2060),
     (7, 2049, 2060),
+    *product((1, 31, 32, 33), (2**14, 2**14 + 1, 2**15, 2**15 + 1), (7,)),
+    *product((3, 34), (2**15 + 1100,), (127, 128, 129)),
     *product((1,), (4095, 4096, 4097, 8193), (9, 263)),
     (257, 66, 258),
     (7, 513, 513),
