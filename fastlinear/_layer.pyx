@@ -174,7 +174,12 @@ cdef class Layer:
         self.typenum = cnp.NPY_NOTYPE       # no array passes until there is memory
 
     def _bind(self, weight, bias, grad_weight=None, grad_bias=None):
-        """Take these C-contiguous, aligned, writable arrays, of one dtype and fitting shapes, as the layer's memory."""
+        """Take these C-contiguous, aligned, writable arrays, of one dtype and fitting shapes, as the layer's memory.
+
+        For life: a call that has released the GIL reads it wherever it is.
+        """
+        if self._weight is not None:
+            raise RuntimeError(f"{self!r} has its parameters and keeps them; make another layer")
         # The views keep anyone from resizing memory that kernels write to.
         self._weight = weight.view()
         self._bias = None if bias is None else bias.view()
@@ -281,6 +286,12 @@ cdef class Layer:
     def _memory(self):
         """weight, bias, grad_weight, grad_bias, as they are: None for what the layer does not have (yet)."""
         return self._weight, self._bias, self._grad_weight, self._grad_bias
+
+    def _write(self, arrays, values):
+        """Copy values into arrays of their shape, one after another. Ctrl-C and other signals come before or after
+        all of it, for only bytecode is interrupted."""
+        for array, value in zip(arrays, values):
+            array[...] = value
 
     # ---- forward
 

@@ -8,11 +8,13 @@ the compiled base's method again with arrays that it accepts.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastlinear import _files
 from fastlinear._layer import Layer
 
 if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
@@ -148,20 +150,19 @@ class Linear(Layer):
         generator = np.random.default_rng(rng)
         for name, parameter in zip(("weight", "bias"), self._memory(), strict=False):
             self._check_frozen(name, parameter)
-        for parameter in self._memory()[:2]:
-            if parameter is not None:
-                generator.random(out=parameter, dtype=self.dtype)
-                parameter *= 2 * bound
-                parameter -= bound
+        parameters = [p for p in self._memory()[:2] if p is not None]
+        values = [generator.random(p.shape, self.dtype) for p in parameters]
+        for value in values:
+            value *= 2 * bound
+            value -= bound
+        self._write(parameters, values)
 
     def zero_grad(self) -> None:
         """Set grad_weight and grad_bias to zero (Torch7: zeroGradParameters)."""
         gradients = self._memory()[2:]
         for name, gradient in zip(("grad_weight", "grad_bias"), gradients, strict=True):
             self._check_frozen(name, gradient)
-        for gradient in gradients:
-            if gradient is not None:
-                gradient.fill(0)
+        self._write([g for g in gradients if g is not None], (0, 0))
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of the parameters under PyTorch's names: ``weight`` and, if there is one, ``bias``."""
@@ -181,8 +182,29 @@ class Linear(Layer):
         values = {name: self._values(name, p.shape, state[name]).copy() for name, p in parameters.items()}
         for name, parameter in parameters.items():
             self._check_frozen(name, parameter)
-        for name, parameter in parameters.items():
-            parameter[...] = values[name]
+        self._write(parameters.values(), values.values())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the parameters, as state_dict() has them, to a file of .npz (NumPy's) or .safetensors (extra ``io``).
+
+        PyTorch's ``load_state_dict`` takes what safetensors reads from the latter. The file is whole or, if anything
+        goes wrong, as it was before; one that is there is replaced.
+        """
+        _files.save(self.state_dict(), path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Linear:
+        """A layer with the parameters of a file of .npz or .safetensors: ``weight`` and, unless it has none, ``bias``.
+
+        The layer has their dtype, float32 or float64. Nothing in a file is ever run. A damaged file, and one with
+        other names, shapes or dtypes, is a ValueError or TypeError that says what is wrong.
+        """
+        state = _files.load(path)
+        if "weight" not in state or not set(state) <= {"weight", "bias"}:
+            raise ValueError(
+                f"{os.fspath(path)} must have the arrays 'weight' and, if there is one, 'bias', got {sorted(state)}"
+            )
+        return cls.from_weights(state["weight"], state.get("bias"))
 
     def astype(self, dtype: DTypeLike) -> Linear:
         """A copy of the layer in another dtype, gradients included."""
@@ -205,7 +227,7 @@ class Linear(Layer):
 
     def __setstate__(self, state: tuple[tuple[Array | None, ...], dict[str, Any] | None]) -> None:
         memory, attributes = state
-        self._bind(*(p if p is None or p.flags.carray else _filled(p, p.dtype) for p in memory))
+        self._bind(*_checked(memory))
         if attributes:
             self.__dict__.update(attributes)
 
@@ -291,7 +313,7 @@ class Linear(Layer):
             raise ValueError(f"{self._name}: there is no {name}: the layer was made with bias=False")
         values = self._values(name, memory.shape, value)
         self._check_frozen(name, memory)
-        memory[...] = values
+        self._write((memory,), (values,))
 
     def _values(self, name: str, shape: tuple[int, ...], value: Any) -> Array:
         array = self._cast(name, value)
@@ -336,6 +358,22 @@ def _foreign(name: str, value: Any) -> Array:
         raise TypeError(f"{name} cannot be read as an array: {type(value).__name__}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{name} cannot be read as an array: {error}") from error
+
+
+def _checked(memory: Iterable[Any]) -> list[Array | None]:
+    """What a pickle has for a layer's memory, if it is that: the kernels trust its shapes and dtypes."""
+    weight, bias, grad_weight, _ = arrays = [a if a is None else np.asarray(a) for a in memory]
+    if weight is None or weight.ndim != 2 or weight.dtype.newbyteorder("=") not in _DTYPES:
+        raise ValueError(f"Linear: weight must be a matrix of float32 or float64 in the state, got {_describe(weight)}")
+    dtype, vector = weight.dtype.newbyteorder("="), weight.shape[:1]
+    shapes = {"weight": weight.shape, "bias": None if bias is None else vector, "grad_weight": None, "grad_bias": None}
+    if grad_weight is not None:
+        shapes |= {"grad_weight": weight.shape, "grad_bias": shapes["bias"]}
+    for (name, shape), array in zip(shapes.items(), arrays, strict=True):
+        came = None if array is None else array.shape
+        if came != shape or (array is not None and array.dtype.newbyteorder("=") != dtype):
+            raise ValueError(f"Linear: {name} must have shape {shape} and dtype {dtype} in the state, got {came}")
+    return [a if a is None or (a.flags.carray and a.dtype.isnative) else _filled(a, dtype) for a in arrays]
 
 
 def _check_cast(name: str, came: np.dtype[Any], wanted: np.dtype[Any]) -> None:

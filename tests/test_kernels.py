@@ -36,9 +36,9 @@ SMALL = sorted({*TILE_EDGES, *SAMPLE})
 # Both sides of every edge: the width of an axpy tile (2 to 8 vectors of 16 to 64 bytes), a block of k (1024 float32,
 # 512 float64), of rows of W (384), of the batch (256), of columns (2048; 4096 for a vector), the batch from which W or
 # x is transposed (4 to 64), then 32 rows and 48 outputs at a time; each with a batch that streams W and one that does
-# not. Then narrow layers, grad_weight's groups of outputs (64 KiB of a block of the batch) and panels of x (256 KiB),
-# a W of more than 16 MiB, which is fetched ahead, and long blocks of k (32768 float32, 16384 float64), which 32 rows and
-# 128 outputs at a time go through.
+# not. Then narrow layers, grad_weight's groups of outputs (64 KiB of a block of the batch) and panels of x (256 KiB), a
+# W of more than 16 MiB, which is fetched ahead, and long blocks of k (32768 float32, 16384 float64), through which 32
+# rows and 128 outputs go at a time.
 EDGES = (48, 64, 80, 96, 128, 256, 512, 1024, 2048)
 WIDTHS = sorted({edge + step for edge in EDGES for step in (-1, 0, 1)})
 BLOCKS = [
