@@ -101,7 +101,7 @@ class Linear(Layer):
         The layer has the dtype of weight. With ``copy=False`` it shares the memory of both arrays, which must then
         be C-contiguous, aligned, writable ndarrays of that dtype; what cannot be shared is a ValueError.
         """
-        w = weight if isinstance(weight, np.ndarray) else _foreign("from_weights: weight", weight)
+        w = _array("from_weights: weight", weight)
         if not isinstance(weight, np.ndarray) and w.dtype.kind in "biu":
             w = w.astype(np.float32)
         if w.dtype.newbyteorder("=") not in _DTYPES:
@@ -109,7 +109,7 @@ class Linear(Layer):
         if w.ndim != 2:
             raise ValueError(f"from_weights: weight must have shape (out_features, in_features), got {w.shape}")
         dtype = w.dtype.newbyteorder("=")
-        b = None if bias is None else bias if isinstance(bias, np.ndarray) else _foreign("from_weights: bias", bias)
+        b = None if bias is None else _array("from_weights: bias", bias)
         if b is not None:
             if not isinstance(bias, (np.ndarray, np.generic)) and b.dtype.kind in "biuf":
                 b = b.astype(dtype)
@@ -281,7 +281,7 @@ class Linear(Layer):
     def _cast(self, name: str, value: Any) -> Array:
         """value as an ndarray whose dtype casts safely to the layer's. Python's own numbers have none and are just
         converted."""
-        array = value if isinstance(value, np.ndarray) else _foreign(f"{self._name}: {name}", value)
+        array = _array(f"{self._name}: {name}", value)
         if isinstance(value, (list, tuple, int, float)) and array.dtype.kind in "biuf":
             return array.astype(self.dtype)
         _check_cast(f"{self._name}: {name}", array.dtype, self.dtype)
@@ -292,6 +292,7 @@ class Linear(Layer):
             return
         if not isinstance(out, np.ndarray):
             raise TypeError(f"{self._name}: out must be a numpy.ndarray, got {type(out).__name__}")
+        _check_mask(f"{self._name}: out", out)
         if out.dtype != self.dtype:
             raise TypeError(f"{self._name}: out must have dtype {self.dtype}, got {out.dtype}")
         if out.shape != shape:
@@ -329,6 +330,7 @@ class Linear(Layer):
         """value as a float. NumPy would only warn when it drops an imaginary part."""
         if np.iscomplexobj(value):
             raise TypeError(f"{self._name}: {name} must be a real number, got {type(value).__name__}")
+        _check_mask(f"{self._name}: {name}", value)
         try:
             return float(operator.index(value) if isinstance(value, int) else value.__float__())
         except (TypeError, AttributeError):
@@ -344,8 +346,16 @@ class Linear(Layer):
         return f"{type(self).__name__}({self.in_features}, {self.out_features})"
 
 
-def _foreign(name: str, value: Any) -> Array:
-    """An ndarray of something that is not one: without a copy where its library allows that."""
+def _check_mask(name: str, value: Any) -> None:
+    if isinstance(value, np.ndarray) and type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be lost; fill it with filled(value)")
+
+
+def _array(name: str, value: Any) -> Array:
+    """value as an ndarray: without a copy where its library allows that."""
+    if isinstance(value, np.ndarray):
+        _check_mask(name, value)
+        return value
     try:
         if hasattr(value, "__dlpack__"):
             try:

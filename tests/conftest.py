@@ -11,7 +11,7 @@ from .helpers import COMPILED, DTYPES, ISAS
 
 # The isa fixture sets the instruction set once for all examples of a test, which is what is wanted.
 settings.register_profile(
-    "ci", derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    "ci", derandomize=True, deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.register_profile("nightly", settings.get_profile("ci"), derandomize=False, max_examples=10_000)
 settings.load_profile("ci")

@@ -634,3 +634,21 @@ def test_the_layers_memory_cannot_be_resized(layer):
     for name in ("weight", "bias", "grad_weight", "grad_bias"):
         with pytest.raises(ValueError, match="resize"):
             getattr(layer, name).resize(1)
+
+
+def test_masked_arrays(layer, problem):
+    """A mask would be lost without a word: a TypeError, wherever the array is."""
+    x, y = np.ma.array(problem.x, mask=False), np.ma.array(problem.grad_output, mask=False)
+    calls = [
+        lambda: layer(x),
+        lambda: layer(problem.x, out=y),
+        lambda: layer.backward(x, problem.grad_output),
+        lambda: layer.backward_update(problem.x, y, 0.5),
+        lambda: layer.step(np.ma.masked),
+        lambda: layer.load_state_dict({"weight": np.ma.array(problem.weight), "bias": problem.bias}),
+        lambda: Linear.from_weights(np.ma.array(problem.weight)),
+        lambda: Linear.from_weights(problem.weight, np.ma.array(problem.bias)),
+    ]
+    for call in calls:
+        with unchanged(layer), pytest.raises(TypeError, match=r"is a masked array, .* filled"):
+            call()

@@ -102,3 +102,52 @@ def test_any_shapes_work_or_raise(isa, method, x_shape, grad_shape, out_shape):
     else:
         assert fits
         assert got is None or got.shape == result
+
+
+PLAIN = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.complex_numbers() | st.text(max_size=3) | st.dates()
+)
+NESTED = st.recursive(
+    PLAIN,
+    lambda some: st.lists(some, max_size=3) | st.tuples(some) | st.dictionaries(st.text(max_size=3), some, max_size=2),
+    max_leaves=6,
+)
+ARRAYS = npst.arrays(
+    npst.scalar_dtypes() | npst.array_dtypes() | st.just(np.dtype(object)),
+    st.sampled_from([(), (0,), (3,), (2, 3), (1, 2, 3)]),
+    elements=None,
+    fill=st.nothing(),
+)
+ODD = st.sampled_from(
+    [..., NotImplemented, object(), Linear, len, b"abc", 10**400, {1, 2, 3}, range(3), memoryview(b"a")]
+)
+MASKED = st.sampled_from([np.ma.masked, np.ma.array([1.0, 2.0, 3.0], mask=[0, 1, 0])])
+FITTING = {
+    "forward": {"x": np.ones((2, 3), np.float32), "out": np.zeros((2, 4), np.float32)},
+    "backward": {"scale": 0.5, "input_grad": True, "out": None},
+    "backward_input": {"out": np.zeros((2, 3), np.float32)},
+    "backward_params": {"scale": 0.5},
+    "backward_update": {"lr": 0.5, "out": None, "input_grad": True},
+    "step": {"lr": 0.5},
+    "reset": {"rng": 0, "stdv": None},
+    "load_state_dict": {"state": {"weight": np.ones((4, 3)), "bias": np.ones(4)}},
+    "astype": {"dtype": "f8"},
+}
+for name in ("backward", "backward_params", "backward_update"):
+    FITTING[name] |= {"x": np.ones((2, 3), np.float32)}
+for name in ("backward", "backward_params", "backward_update", "backward_input"):
+    FITTING[name] |= {"grad_output": np.ones((2, 4), np.float32)}
+
+
+@given(st.sampled_from(sorted(FITTING)), st.data(), NESTED | ARRAYS | ODD | MASKED)
+def test_arguments_of_any_kind(isa, method, data, value):
+    """Whatever is in the place of one argument: it is taken, or a TypeError or ValueError comes and nothing changed."""
+    layer = Linear(3, 4, rng=0)
+    before = memory_of(layer)
+    arguments = {name: a.copy() if isinstance(a, np.ndarray) else a for name, a in FITTING[method].items()}
+    arguments[data.draw(st.sampled_from(sorted(arguments)))] = value
+    try:
+        with np.errstate(all="ignore"):
+            getattr(layer, method)(**arguments)
+    except (TypeError, ValueError):
+        assert_same_memory(layer, before)
