@@ -84,11 +84,11 @@ def after_fork_in_child():
 
 
 cdef inline int threads_now() noexcept nogil:
-    # Who lowers OpenMP's limit later (threadpoolctl, omp_set_num_threads) is obeyed.
+    # Who changes OpenMP's limit later (threadpoolctl, omp_set_num_threads) is obeyed.
     cdef int limit = omp_get_max_threads()
     if forked or not HAS_OPENMP:
         return 1
-    return limit if limit < openmp_threads_then and limit < threads_wanted else threads_wanted
+    return limit if limit != openmp_threads_then and limit < threads_wanted else threads_wanted
 
 
 cdef enum:

@@ -14,7 +14,7 @@ _VARIABLE = "FASTLINEAR_NUM_THREADS"
 def set_num_threads(n: int) -> None:
     """Let a call use up to n threads (n >= 1). Small calls stay on the calling thread; results do not depend on n.
 
-    A lower limit set later through OpenMP (threadpoolctl, ``omp_set_num_threads``) is obeyed. After a fork the child
+    A limit set later through OpenMP (threadpoolctl, ``omp_set_num_threads``) is obeyed. After a fork the child
     runs on one thread whatever is set, because the common OpenMP runtime does not survive a fork.
     """
     try:

@@ -34,7 +34,8 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any], make: Any = np.empty)
     size = int(np.prod(shape, dtype=object))
     pad = _ALIGNMENT // dtype.itemsize
     memory = make(size + pad, dtype)
-    start = -memory.ctypes.data % _ALIGNMENT // dtype.itemsize
+    address, _ = memory.__array_interface__["data"]  # memory.ctypes leaves cycles, which wait for the garbage collector
+    start = -address % _ALIGNMENT // dtype.itemsize
     return memory[start : start + size].reshape(shape)  # type: ignore[no-any-return]
 
 

@@ -1,14 +1,19 @@
 """Memory: no allocation with out=, no growth, reference counts as before, after good calls and bad."""
 
+import copy
+import os
+import pickle
 import sys
 import tracemalloc
 from contextlib import contextmanager, suppress
 from itertools import repeat
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fastlinear import Linear
+import fastlinear
+from fastlinear import Linear, _dispatch
 
 from .helpers import METHODS, assert_same_bits, layer_of, normal, result_shape, unchanged
 
@@ -123,6 +128,82 @@ def test_bad_and_odd_calls_leave_nothing_behind(isa, name):
     attempt()
     with same_reference_counts(layer, x, grad_output, out, layer.dtype, layer.weight):
         assert growth(attempt, 300) < 20
+
+
+# Every way into the library, on a small layer: good and, by name, bad.
+ENTRIES = {
+    **{name: lambda layer, x, g, y, gx, call=call: call(layer, x, g, y, gx) for name, call in CALLS.items()},
+    "call, fresh": lambda layer, x, g, y, gx: layer(x),
+    "backward, fresh": lambda layer, x, g, y, gx: layer.backward(x, g),
+    "backward_update, fresh": lambda layer, x, g, y, gx: layer.backward_update(x, g, 1e-9),
+    "a vector": lambda layer, x, g, y, gx: layer(x[0]),
+    "a strided view": lambda layer, x, g, y, gx: layer(x[:, ::-1]),
+    "a list": lambda layer, x, g, y, gx: layer([1, 2, 3]),
+    "a cast": lambda layer, x, g, y, gx: layer(HALF),
+    "out overlaps x": lambda layer, x, g, y, gx: layer.backward(gx, g, out=gx),
+    "Linear": lambda *arguments: Linear(3, 2),
+    "from_weights": lambda layer, *arguments: Linear.from_weights(layer.weight, layer.bias),
+    "from_weights, shared": lambda layer, *arguments: Linear.from_weights(layer.weight, layer.bias, copy=False),
+    "attributes": lambda layer, *arguments: (layer.weight, layer.bias, layer.grad_weight, layer.grad_bias, layer.dtype),
+    "assignment": lambda layer, *arguments: setattr(layer, "weight", layer.weight),
+    "state_dict": lambda layer, *arguments: layer.load_state_dict(layer.state_dict()),
+    "reset": lambda layer, *arguments: layer.reset(0),
+    "astype": lambda layer, *arguments: layer.astype(float),
+    "deepcopy": lambda layer, *arguments: copy.deepcopy(layer),
+    "pickle": lambda layer, *arguments: pickle.loads(pickle.dumps(layer)),
+    "repr": lambda layer, *arguments: repr(layer),
+    "verify": lambda layer, x, g, y, gx: fastlinear.verify(layer, x, g),
+    "set_num_threads": lambda *arguments: fastlinear.set_num_threads(fastlinear.get_num_threads()),
+    "bad: shape": lambda layer, x, g, y, gx: layer(y),
+    "bad: dtype": lambda layer, x, g, y, gx: layer(COMPLEX),
+    "bad: no array": lambda layer, *arguments: layer("x"),
+    "bad: shape of out": lambda layer, x, g, y, gx: layer(x, out=gx),
+    "bad: grad_output": lambda layer, x, g, y, gx: layer.backward(x, x),
+    "bad: scale": lambda layer, x, g, y, gx: layer.backward(x, g, scale="1"),
+    "bad: batches": lambda layer, x, g, y, gx: layer.backward_update(x, g[:1], 0.1),
+    "bad: lr": lambda layer, *arguments: layer.step(None),
+    "bad: arguments": lambda layer, *arguments: layer.backward(),
+    "bad: size": lambda *arguments: Linear(-1, 2),
+    "bad: weights": lambda layer, x, *arguments: Linear.from_weights(x, x),
+    "bad: to share": lambda layer, x, *arguments: Linear.from_weights(x[:, ::-1], copy=False),
+    "bad: state": lambda layer, *arguments: layer.load_state_dict({"weight": layer.weight, "gain": 1}),
+    "bad: assignment": lambda layer, x, *arguments: setattr(layer, "bias", x),
+    "bad: threads": lambda *arguments: fastlinear.set_num_threads(0),
+    "bad: kernel": lambda layer, x, g, y, gx: _dispatch.load(_dispatch.available()[0]).forward(x, g, None, y),
+}
+HALF, COMPLEX = np.ones((2, 3), np.float16), np.ones((2, 3), complex)
+
+
+def resident():
+    """What the process has of the machine's memory, in bytes."""
+    with Path("/proc/self/statm").open() as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("times", [3_000, pytest.param(1_000_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_entry_point_many_times(name, times):
+    """Three thousand calls, and a million with -m long (verify, pickle and deepcopy less): no block of memory and no
+    page more than after the first."""
+    problem = normal(2, 3, 2, np.float32)
+    layer, call = layer_of(problem), ENTRIES[name]
+    arguments = layer, problem.x, problem.grad_output, np.empty_like(problem.grad_output), problem.x.copy()
+    error = (TypeError, ValueError) if name.startswith("bad") else ()
+    times = times // 20 if name in ("verify", "pickle", "deepcopy") else times
+
+    def attempt():
+        try:
+            call(*arguments)
+        except error:
+            return
+        assert not error
+
+    growth(attempt, 2500)  # Python keeps up to 2,000 freed tuples of a size
+    before = resident()
+    with same_reference_counts(*arguments, layer.dtype, layer.weight):
+        assert growth(attempt, times) < 20
+    assert resident() - before < 2**20
 
 
 @pytest.mark.parametrize("name", ["call", "forward", "backward", "backward_input", "backward_update"])

@@ -166,6 +166,23 @@ print(inside, used, fastlinear.get_num_threads(), count() - before)
     assert run.stdout == "2 1 4 3\n", run.stderr
 
 
+@openmp
+@pytest.mark.parametrize("limit", [1, 3, 5, 8])
+def test_a_limit_above_what_openmp_had(limit):
+    """Six threads were asked for where OpenMP itself had two; a limit set after that is obeyed all the same."""
+    pytest.importorskip("threadpoolctl")
+    code = """
+import fastlinear
+from threadpoolctl import threadpool_limits
+fastlinear.set_num_threads(6)
+with threadpool_limits(limits=LIMIT, user_api="openmp"):
+    inside = fastlinear.get_num_threads()
+print(inside, fastlinear.get_num_threads())
+"""
+    run = python(code.replace("LIMIT", str(limit)), OMP_NUM_THREADS="2")
+    assert run.stdout == f"{min(limit, 6)} 6\n", run.stderr
+
+
 FORK = (
     PARALLEL.replace("before = count()", "")
     + """
@@ -219,34 +236,47 @@ def test_multiprocessing(tmp_path, method):
     assert run.stdout == "True\n", run.stderr
 
 
-@pytest.mark.parametrize("sizes", [(4, 30, 20), (40, 300, 200)], ids=["GIL held", "GIL released"])
-def test_many_python_threads_on_one_layer(isa, dtype, sizes):
+# Sizes that hold the GIL and that release it, and how often eight threads go round: 100,000 calls and some thousand.
+many = pytest.mark.parametrize(
+    ("sizes", "rounds"), [((4, 30, 20), 3125), ((40, 70, 60), 60)], ids=["GIL held", "GIL released"]
+)
+
+
+@many
+def test_many_python_threads_on_one_layer(isa, dtype, sizes, rounds):
     """Eight Python threads call one layer at once: every result has the bits of a call alone."""
     problem = wild(*sizes, dtype)
     layer = layer_of(problem)
-    expected = [(layer(problem.x * n), layer.backward_input(problem.grad_output * n)) for n in range(8)]
+    arguments = [(problem.x * n, problem.grad_output * n) for n in range(8)]
+    expected = [(layer(x).tobytes(), layer.backward_input(g).tobytes()) for x, g in arguments]
 
     def work(n):
-        return [(layer(problem.x * n), layer.backward_input(problem.grad_output * n)) for _ in range(25)]
+        x, g = arguments[n]
+        y, gx = np.empty_like(g), np.empty_like(x)
+        right = 0
+        for _ in range(rounds):
+            right += layer(x).tobytes() == expected[n][0]
+            right += layer.forward(x, out=y).tobytes() == expected[n][0]
+            right += layer.backward_input(g).tobytes() == expected[n][1]
+            right += layer.backward_input(g, out=gx).tobytes() == expected[n][1]
+        return right
 
     with ThreadPoolExecutor(8) as pool:
-        for n, results in enumerate(pool.map(work, range(8))):
-            for output, grad_input in results:
-                assert_same_bits(output, expected[n][0])
-                assert_same_bits(grad_input, expected[n][1])
+        assert list(pool.map(work, range(8))) == [4 * rounds] * 8
 
 
-@pytest.mark.parametrize("sizes", [(4, 30, 20), (40, 300, 200)], ids=["GIL held", "GIL released"])
-def test_many_python_threads_on_layers_of_their_own(isa, dtype, sizes):
+@many
+def test_many_python_threads_on_layers_of_their_own(isa, dtype, sizes, rounds):
     """Eight Python threads train eight layers at once: each ends as it would alone."""
     problem = wild(*sizes, dtype)
 
     def train(seed):
         layer = Linear(*sizes[1:], dtype=dtype, rng=seed)
-        for _ in range(10):
-            layer.backward(problem.x, layer(problem.x))
-            layer.backward_update(problem.x, problem.grad_output, 1e-9)
+        for _ in range(rounds):
             layer.zero_grad()
+            layer.backward(problem.x, layer(problem.x), scale=1e-6)
+            layer.backward_update(problem.x, problem.grad_output, 1e-9)
+        layer.step(1e-9)
         return memory_of(layer)
 
     expected = [train(seed) for seed in range(8)]
@@ -254,3 +284,65 @@ def test_many_python_threads_on_layers_of_their_own(isa, dtype, sizes):
         for got, alone in zip(pool.map(train, range(8)), expected, strict=True):
             for name, value in alone.items():
                 assert_same_bits(got[name], value, name)
+
+
+POOLS = (
+    PARALLEL.replace("before = count()", "")
+    + """
+import threading
+from threadpoolctl import threadpool_limits
+
+fastlinear.set_num_threads(4)
+a = np.random.default_rng(1).standard_normal((300, 300))
+OTHERS
+exact = a @ a
+expected = layer(x).tobytes(), layer.backward_input(x).tobytes()
+
+def turns(times):
+    for _ in range(times):
+        assert np.allclose(a @ a, exact)
+        assert layer(x).tobytes() == expected[0]
+        others()
+        assert layer.backward_input(x).tobytes() == expected[1]
+
+turns(20)
+for limit in (1, 2, None):
+    with threadpool_limits(limits=limit):
+        assert fastlinear.get_num_threads() == (limit or 4)
+        turns(5)
+assert fastlinear.get_num_threads() == 4
+threads = [threading.Thread(target=turns, args=(5,)) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+turns(5)
+print("right")
+"""
+)
+
+
+@openmp
+@pytest.mark.parametrize(
+    "others",
+    [
+        "def others(): pass",
+        """
+import torch
+torch.set_num_threads(4)
+b = torch.from_numpy(a)
+def others():
+    assert np.allclose((b @ b).numpy(), exact)
+    assert np.allclose(torch.relu(b).sum().item(), np.maximum(a, 0).sum())
+""",
+    ],
+    ids=["NumPy", "NumPy and PyTorch"],
+)
+def test_other_pools_in_turns(others):
+    """NumPy's, PyTorch's and fastlinear's threads in turns, from one Python thread and from three, under the limits of
+    threadpoolctl and without: right results, no hang, the limits obeyed."""
+    pytest.importorskip("threadpoolctl")
+    if "torch" in others:
+        pytest.importorskip("torch", reason="torch is an extra of its own: pip install '.[torch]'")
+    run = python(POOLS.replace("OTHERS", others), OMP_NUM_THREADS="4", OPENBLAS_NUM_THREADS="2", timeout=300)
+    assert run.stdout == "right\n", run.stderr
