@@ -17,6 +17,17 @@ settings.register_profile("nightly", settings.get_profile("ci"), derandomize=Fal
 settings.load_profile("ci")
 
 
+ONE_THREAD_FIXTURES = {"layer", "threads", "monkeypatch", "capsys", "tmp_path", "path"}
+"""What they give is made once for all the threads of pytest-run-parallel, and changed by a test."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if ONE_THREAD_FIXTURES.intersection(item.fixturenames):
+            item.add_marker(pytest.mark.thread_unsafe(reason="its fixtures are not to be shared"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_blas_thread():
     """The reference runs on NumPy's BLAS, whose threads would only get in the way of those that are tested."""
@@ -29,24 +40,25 @@ def dtype(request):
     return request.param
 
 
-def _use(name, monkeypatch):
+def _use(name):
     before = fastlinear.isa
-    monkeypatch.setattr(fastlinear, "isa", name)
+    fastlinear.isa = name
     _dispatch.use(name)
     yield name
+    fastlinear.isa = before
     _dispatch.use(before)
 
 
 @pytest.fixture(params=ISAS)
-def isa(request, monkeypatch):
+def isa(request):
     """Every layer of the test runs on this instruction set, or on the reference."""
-    yield from _use(request.param, monkeypatch)
+    yield from _use(request.param)
 
 
 @pytest.fixture(params=COMPILED)
-def compiled_isa(request, monkeypatch):
+def compiled_isa(request):
     """As isa, without the reference, which does not keep the contract on bits."""
-    yield from _use(request.param, monkeypatch)
+    yield from _use(request.param)
 
 
 @pytest.fixture

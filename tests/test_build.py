@@ -17,6 +17,8 @@ from fastlinear._isa import INSTRUCTION_SETS
 
 from .helpers import COMPILED, python
 
+pytestmark = pytest.mark.thread_unsafe(reason="looks at the process")
+
 x86_linux = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64", reason="reads x86 code and /proc/cpuinfo"
 )

@@ -1,7 +1,6 @@
 """Ctrl-C: it comes before or after a change, never in the middle of one."""
 
 import signal
-import threading
 import time
 
 import numpy as np
@@ -12,8 +11,8 @@ from fastlinear import Linear
 from .helpers import integers, layer_of, memory_of
 
 pytestmark = [
+    pytest.mark.thread_unsafe(reason="signals go to the main thread"),
     pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers"),
-    pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals go to the main one"),
 ]
 
 

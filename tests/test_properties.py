@@ -3,6 +3,7 @@
 import copy
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -139,6 +140,7 @@ for name in ("backward", "backward_params", "backward_update", "backward_input")
     FITTING[name] |= {"grad_output": np.ones((2, 4), np.float32)}
 
 
+@pytest.mark.thread_unsafe(reason="hypothesis itself fails now and then, in the source lines that it caches")
 @given(st.sampled_from(sorted(FITTING)), st.data(), NESTED | ARRAYS | ODD | MASKED)
 def test_arguments_of_any_kind(isa, method, data, value):
     """Whatever is in the place of one argument: it is taken, or a TypeError or ValueError comes and nothing changed."""

@@ -18,6 +18,8 @@ from fastlinear import Linear, _dispatch, verify
 
 from .helpers import DTYPES, ISAS
 
+pytestmark = pytest.mark.thread_unsafe(reason="changes the instruction set on its way")
+
 FEATURES = st.integers(0, 40) | st.sampled_from([64, 65, 129])
 BATCH = st.sampled_from([(), (1,), (2,), (7,), (16,), (33,), (70,), (2, 3), (0,), (3, 0)])
 FACTORS = st.sampled_from([1.0, -1.0, 0.5, -0.5])

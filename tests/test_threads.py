@@ -12,6 +12,8 @@ from fastlinear import Linear, _dispatch, _layer, _threads
 
 from .helpers import assert_same_bits, layer_of, memory_of, python, wild
 
+pytestmark = pytest.mark.thread_unsafe(reason="counts and sets the process's threads")
+
 openmp = pytest.mark.skipif(not _layer.has_openmp, reason="built without OpenMP: always one thread")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 
