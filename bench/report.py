@@ -78,7 +78,7 @@ def main() -> None:
 
     pictures.draw(results, options.folder)
     (options.folder / "README.md").write_text(page.write(results))
-    if options.folder.resolve() == FOLDER and not options.quick:
+    if options.folder.resolve() == FOLDER and "--quick" not in results["about"]["command"]:
         front = FOLDER.parents[1] / "README.md"
         front.write_text(page.readme(results, front.read_text()))
     for bar in bars.bars(results):

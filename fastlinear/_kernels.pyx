@@ -546,8 +546,15 @@ cdef int same(str name, Py_ssize_t got, Py_ssize_t expected) except -1:
     return 0
 
 
+cdef int sensible(int threads) except -1:
+    if not 1 <= threads <= 1024:
+        raise ValueError(f"threads must be from 1 to 1024, got {threads}")
+    return 0
+
+
 def forward(const real[:, ::1] x, const real[:, ::1] weight, const real[::1] bias, real[:, ::1] out, int threads=1):
     """out[b, o] = sum_i x[b, i] weight[o, i] + bias[o]. out is overwritten; bias may be None."""
+    sensible(threads)
     same("x's axis 1", x.shape[1], weight.shape[1])
     same("out's axis 0", out.shape[0], x.shape[0])
     same("out's axis 1", out.shape[1], weight.shape[0])
@@ -560,6 +567,7 @@ def forward(const real[:, ::1] x, const real[:, ::1] weight, const real[::1] bia
 
 def grad_input(const real[:, ::1] grad_output, const real[:, ::1] weight, real[:, ::1] out, int threads=1):
     """out[b, i] = sum_o grad_output[b, o] weight[o, i]. out is overwritten."""
+    sensible(threads)
     same("grad_output's axis 1", grad_output.shape[1], weight.shape[0])
     same("out's axis 0", out.shape[0], grad_output.shape[0])
     same("out's axis 1", out.shape[1], weight.shape[1])
@@ -570,6 +578,7 @@ def grad_input(const real[:, ::1] grad_output, const real[:, ::1] weight, real[:
 
 def grad_weight(const real[:, ::1] x, const real[:, ::1] grad_output, double scale, real[:, ::1] out, int threads=1):
     """out[o, i] += sum_b scale grad_output[b, o] x[b, i]. out is accumulated."""
+    sensible(threads)
     same("grad_output's axis 0", grad_output.shape[0], x.shape[0])
     same("out's axis 0", out.shape[0], grad_output.shape[1])
     same("out's axis 1", out.shape[1], x.shape[1])
@@ -589,6 +598,7 @@ def update(const real[:, ::1] x, const real[:, ::1] grad_output, double lr, real
            real[:, ::1] out, int threads=1):
     """grad_input into out (overwritten; may be None), then weight -= lr grad_output^T x and bias -= lr sum_b
     grad_output in place; bias may be None. out comes from the weights as they were."""
+    sensible(threads)
     same("grad_output's axis 0", grad_output.shape[0], x.shape[0])
     same("weight's axis 0", weight.shape[0], grad_output.shape[1])
     same("weight's axis 1", weight.shape[1], x.shape[1])

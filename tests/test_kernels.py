@@ -315,3 +315,17 @@ def test_reference_has_the_kernels_signatures(compiled, kernel):
         return [(p.name, p.default) for p in inspect.signature(getattr(module, kernel)).parameters.values()]
 
     assert parameters(reference) == parameters(compiled)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025, 2**31 - 1])
+def test_impossible_numbers_of_threads(compiled, threads):
+    """A kernel that is called by itself divides its work among 1 to 1024 threads, or refuses."""
+    x, g, w, b = integers(3, 5, 4, np.float32)
+    for kernel, arguments in {
+        "forward": (x, w, b, g),
+        "grad_input": (g, w, x),
+        "grad_weight": (x, g, 1.0, w),
+        "update": (x, g, 1.0, w, b, None),
+    }.items():
+        with pytest.raises(ValueError, match="threads must be from 1 to 1024, got"):
+            getattr(compiled, kernel)(*arguments, threads=threads)
