@@ -4,7 +4,7 @@ Switches, all read from the environment:
 
     FASTLINEAR_DEBUG=1      -O0 -g
     FASTLINEAR_SANITIZE=1   -O1 -g, AddressSanitizer and UndefinedBehaviorSanitizer (see CONTRIBUTING.md for how to run)
-    FASTLINEAR_COVERAGE=1   line tracing in Cython, for coverage.py's Cython plugin
+    FASTLINEAR_COVERAGE=1   -O1, line tracing in Cython, for coverage.py's Cython plugin
     FASTLINEAR_PLAIN=1      the tiles on plain arrays, as for compilers without vector types
     FASTLINEAR_OPENMP=0     no threads
 """
@@ -64,7 +64,7 @@ else:
     # turns on flush-to-zero for the whole process.
     COMPILE = [
         "-std=c11",
-        "-O0" if DEBUG else "-O1" if SANITIZE else "-O3",
+        "-O0" if DEBUG else "-O1" if SANITIZE or COVERAGE else "-O3",
         "-ffp-contract=off",
         "-Wall",
         "-Wextra",
