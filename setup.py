@@ -4,7 +4,7 @@ Switches, all read from the environment:
 
     FASTLINEAR_DEBUG=1      -O0 -g
     FASTLINEAR_SANITIZE=1   -O1 -g, AddressSanitizer and UndefinedBehaviorSanitizer (see CONTRIBUTING.md for how to run)
-    FASTLINEAR_COVERAGE=1   -O1, line tracing in Cython, for coverage.py's Cython plugin
+    FASTLINEAR_COVERAGE=1   -O0, counters for gcov, by the lines of the .pyx files
     FASTLINEAR_PLAIN=1      the tiles on plain arrays, as for compilers without vector types
     FASTLINEAR_OPENMP=0     no threads
 """
@@ -64,7 +64,7 @@ else:
     # turns on flush-to-zero for the whole process.
     COMPILE = [
         "-std=c11",
-        "-O0" if DEBUG else "-O1" if SANITIZE or COVERAGE else "-O3",
+        "-O0" if DEBUG or COVERAGE else "-O1" if SANITIZE else "-O3",
         "-ffp-contract=off",
         "-Wall",
         "-Wextra",
@@ -79,11 +79,12 @@ if SANITIZE:
     checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
     COMPILE += checks
     LINK += checks
+if COVERAGE:
+    COMPILE += ["--coverage", "-fprofile-update=atomic"]
+    LINK += ["--coverage"]
 
-DIRECTIVES = {"linetrace": True} if COVERAGE else {}
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")]
 MACROS += [("FASTLINEAR_PLAIN", "1")] if PLAIN else []
-MACROS += [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")] if COVERAGE else []
 
 
 def extension(name: str, source: str, flags: tuple[str, ...] = ()) -> list[Extension]:
@@ -92,7 +93,7 @@ def extension(name: str, source: str, flags: tuple[str, ...] = ()) -> list[Exten
         [Extension(f"fastlinear.{name}", [f"fastlinear/{source}"])],
         quiet=True,
         build_dir=f"build/cython/{name}",
-        compiler_directives=DIRECTIVES,
+        emit_linenums=COVERAGE,
     )
     # Set only now: cythonize() merges the flags of all extensions that share a source.
     module.include_dirs = ["fastlinear", np.get_include()]
