@@ -142,7 +142,9 @@ def memory_of(layer):
 
 
 def assert_same_memory(layer, expected):
-    for name, value in memory_of(layer).items():
+    got = memory_of(layer)
+    assert got.keys() == expected.keys()
+    for name, value in got.items():
         assert_same_bits(value, expected[name], name)
 
 

@@ -464,6 +464,17 @@ def test_numbers_that_do_not_fit_float32(isa, number):
     layer_of(problem).backward(problem.x, problem.grad_output, scale=number)
 
 
+@pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan])
+def test_infinite_numbers(isa, dtype, number):
+    """A scale or lr that is no finite number does what IEEE says, in either dtype."""
+    weight, x, grad_output = np.zeros((2, 3), dtype), np.ones(3, dtype), np.ones(2, dtype)
+    layer = Linear.from_weights(weight)
+    layer.backward(x, grad_output, scale=number)
+    assert np.array_equal(layer.grad_weight, np.full_like(weight, number), equal_nan=True)
+    layer.backward_update(x, grad_output, number)
+    assert np.array_equal(layer.weight, np.full_like(weight, -number), equal_nan=True)
+
+
 @pytest.mark.parametrize("stdv", [-1, np.nan, np.inf])
 def test_bad_stdv(layer, stdv):
     with unchanged(layer), pytest.raises(ValueError, match="stdv must be finite and not negative, got"):

@@ -29,6 +29,7 @@ SHAPES = [
     (32, 520, 1000),
     (63, 1030, 1000),
     (256, 1030, 63),
+    (256, 520, 64),
     (35, 34000, 9),
     (2, 66000, 130),
 ]
@@ -128,7 +129,9 @@ def test_rows_vectors_and_batches(compiled_isa, dtype, shape):
     assert_same_bits(layer(x.reshape(1, batch, 1, in_features)), output.reshape(1, batch, 1, out_features))
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, (0, 5, 3), (3, 0, 4), (3, 4, 0), (1, 700, 300), (300, 20, 5)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [*SHAPES, (0, 5, 3), (3, 0, 4), (3, 4, 0), (1, 700, 300), (300, 20, 5), (20, 7, 400)], ids=str
+)
 def test_threads(compiled, dtype, shape):
     """Point 3: 1 to 8 threads, more than there are rows, columns or cores, give the same bits."""
     problem = wild(*shape, dtype)
