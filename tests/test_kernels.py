@@ -3,7 +3,6 @@
 import csv
 import ctypes
 import inspect
-import mmap
 import platform
 import sys
 from itertools import product
@@ -260,38 +259,6 @@ def test_no_spurious_floating_point_flags(compiled, dtype):
         compiled.grad_input(problem.grad_output, problem.weight, grad_input)
         compiled.update(problem.x, problem.grad_output, 0.1, problem.weight, problem.bias, grad_input)
         assert libm.fetestexcept(flags) == 0, sizes
-
-
-def before_a_wall(array):
-    """A copy that ends where a page begins that nothing may touch."""
-    size = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-    memory = np.frombuffer(mmap.mmap(-1, size + mmap.PAGESIZE), np.uint8)
-    wall = ctypes.c_void_p(memory.ctypes.data + size)
-    assert ctypes.CDLL(None).mprotect(wall, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
-    copy = memory[size - array.nbytes : size].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="asks the C library of Linux for the wall")
-@pytest.mark.parametrize(
-    "sizes",
-    [(1, 1, 1), (1, 39, 5), (5, 17, 3), (6, 23, 385), (9, 12, 13), (31, 70, 97), (128, 127, 31), (7, 1030, 33)],
-    ids=str,
-)
-def test_nothing_past_the_end_is_read(compiled, dtype, sizes):
-    """Every array ends before a page that crashes the process at a touch, by each way through forward."""
-    x, g, w, b = integers(*sizes, dtype).map(before_a_wall)
-    output, grad_input = before_a_wall(g), before_a_wall(x)
-    compiled.forward(x, w, b, output)
-    assert np.array_equal(output, x @ w.T + b)
-    compiled.grad_input(g, w, grad_input)
-    assert np.array_equal(grad_input, g @ w)
-    compiled.update(x, g, 0.5, w, b, grad_input)
-    compiled.grad_weight(x, g, 0.5, w)
-    compiled.grad_weight(x, g, 1.0, w)
-    compiled.grad_bias(g, 0.5, b)
-    compiled.step(b, 0.5, before_a_wall(b))
 
 
 def wrong(**changes):
