@@ -259,18 +259,21 @@ def assert_ran(run):
     assert run.returncode == 0, f"exit status {run.returncode}\n{run.stderr[-2000:]}"
 
 
+@pytest.mark.large
 @pytest.mark.parametrize(("kernel", "name"), [(kernel, name) for kernel in CASES for name in CASES[kernel]])
 def test_kernel(kernel, name, dtype):
     """Right results where one of the arrays has more than 2**31 elements."""
     assert_ran(in_child(run_case, kernel, dtype.__name__, *CASES[kernel][name], 1))
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("batch", [1, 5, 13], ids=["one", "stream", "blocks"])
 def test_update_of_large_weight(batch, dtype):
     """grad_input from the weight as it was, and the weight moved where it should be and nowhere else."""
     assert_ran(in_child(run_update, dtype.__name__, batch))
 
 
+@pytest.mark.large
 def test_step(dtype):
     """Each of more than 2**31 parameters moves by its own gradient."""
     assert_ran(in_child(run_step, dtype.__name__))
@@ -281,6 +284,7 @@ def test_layer_of_large_weight(dtype):
     assert_ran(in_child(run_layer_of_large_weight, dtype.__name__))
 
 
+@pytest.mark.large
 def test_layer_on_large_batch(dtype):
     """forward and backward on two threads, with x and grad_input of three axes."""
     assert_ran(in_child(run_layer_on_large_batch, dtype.__name__))
