@@ -208,7 +208,8 @@ def test_every_entry_point_many_times(name, times):
     before = resident()
     with same_reference_counts(*arguments, layer.dtype, layer.weight):
         assert growth(attempt, times) < 20 + times // 1000
-    assert resident() - before < 2**20 + 8 * times
+    if "ASAN_OPTIONS" not in os.environ:  # AddressSanitizer keeps back what was freed
+        assert resident() - before < 2**20 + 8 * times
 
 
 @pytest.mark.parametrize("name", ["call", "forward", "backward", "backward_input", "backward_update"])
