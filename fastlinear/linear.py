@@ -7,6 +7,7 @@ the compiled base's method again with arrays that it accepts.
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,7 @@ from fastlinear._layer import Layer
 if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
     from typing import TypeVar
 
+    import torch
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
     Array = NDArray[Any]
@@ -31,7 +33,7 @@ _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any], make: Any = np.empty) -> Array:
     """A new C-contiguous array that begins on a cache line."""
-    size = int(np.prod(shape, dtype=object))
+    size = math.prod(shape)
     pad = _ALIGNMENT // dtype.itemsize
     memory = make(size + pad, dtype)
     address, _ = memory.__array_interface__["data"]  # memory.ctypes leaves cycles, which wait for the garbage collector
@@ -134,6 +136,29 @@ class Linear(Layer):
         layer = cls.__new__(cls)
         layer._bind(np.asarray(w), None if b is None else np.asarray(b))
         return layer
+
+    @classmethod
+    def from_torch(cls, module: torch.nn.Linear, copy: bool = True) -> Linear:
+        """A layer with the parameters of a ``torch.nn.Linear``, which are float32 or float64 and on the CPU.
+
+        With ``copy=False`` both have the same memory, and what one learns the other knows. A module on another device
+        or not contiguous is a ValueError, one of another dtype a TypeError. Needs the extra ``torch``.
+        """
+        from fastlinear.torch import parameters_of
+
+        return cls.from_weights(*parameters_of(module), copy=copy)
+
+    def to_torch(self, copy: bool = True) -> torch.nn.Linear:
+        """A ``torch.nn.Linear`` with the layer's parameters, on the same memory with ``copy=False``.
+
+        Needs the extra ``torch``. For a module that also computes with fastlinear, see ``fastlinear.torch.Linear``.
+        """
+        from fastlinear.torch import module_of
+
+        weight, bias, _, _ = self._memory()
+        if copy:
+            weight, bias = weight.copy(), None if bias is None else bias.copy()
+        return module_of(weight, bias)
 
     # ---- the parameters
 

@@ -235,6 +235,8 @@ def test_truncated_files(path):
             Linear.load(path)
 
 
+# CPython 3.11 fails now and then (SystemError) when threads parse literals at once, as NumPy does for a header.
+@pytest.mark.thread_unsafe(reason="ast.literal_eval")
 @given(st.sampled_from(SUFFIXES), st.data())
 def test_damaged_files(tmp_path_factory, suffix, data):
     """Any bytes changed: a clear error, or, where a format has no checksum, a layer of sound memory."""
