@@ -2,6 +2,7 @@
 
 import doctest
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -430,3 +431,11 @@ def test_the_package_itself_imports_neither():
 
 def test_the_examples_of_the_docstrings():
     assert doctest.testmod(fastlinear.sklearn).failed == 0
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "sklearn.md"
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="the documentation is not beside the tests")
+def test_the_examples_of_the_page():
+    assert doctest.testfile(str(PAGE), module_relative=False, encoding="utf-8").failed == 0
