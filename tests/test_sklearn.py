@@ -178,8 +178,8 @@ def test_without_an_intercept():
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_are_repetitions_where_a_batch_has_all_rows(kind):
     make, x, y = problem(kind)
-    times = np.arange(ROWS) % 3
-    options = {"batch_size": 2 * ROWS, "max_iter": 20, "tol": None}
+    times = np.arange(ROWS) % 4
+    options = {"batch_size": 3 * ROWS, "max_iter": 20, "tol": None}
     weighted = make(**options).fit(x, y, sample_weight=times)
     repeated = make(**options).fit(x.repeat(times, axis=0), y.repeat(times, axis=0))
     np.testing.assert_allclose(weighted.coef_, repeated.coef_)
@@ -386,6 +386,15 @@ def test_divergence_says_what_to_do():
     make, x, y = problem("one target")
     with pytest.raises(ValueError, match=r"not finite.*StandardScaler.*lower learning_rate, which is 1e\+50"):
         make(learning_rate=1e50).fit(x, y)
+
+
+def test_overflow_in_the_last_step_changes_nothing():
+    """The loss of the batch, taken before the step, is finite."""
+    make, x, _ = problem("one target")
+    model = make(learning_rate=1e308)
+    with pytest.raises(ValueError, match="the weights are not finite"):
+        model.partial_fit(x[:1], [1e6])
+    assert not hasattr(model, "layer_")
 
 
 def test_weights_of_zero():
