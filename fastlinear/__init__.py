@@ -12,7 +12,7 @@ if not PathFinder.find_spec("_layer", __path__):
 from fastlinear import _dispatch, _threads
 
 isa: str = _dispatch.choose(os.environ.get("FASTLINEAR_ISA"))
-"""The instruction set in use: "avx512", "avx2", "baseline" (NEON on Arm) or "reference"."""
+"""The name of the instruction set in use, "avx512", "avx2", "baseline" (NEON on Arm) or "reference"."""
 _dispatch.use(isa)
 _threads.initialise()
 

@@ -244,8 +244,14 @@ cdef class Layer:
 
     @property
     def weight(self):
-        """ndarray (out_features, in_features), C-contiguous: the layer's own memory. Writing into it changes the
-        layer; assigning checks shape and dtype and copies the values in."""
+        """The weights W, an ndarray (out_features, in_features), C-contiguous, which is the layer's own memory.
+
+        Writing into it changes the layer; assigning checks shape and dtype and copies the values in.
+
+        >>> layer = Linear(3, 2, rng=0)
+        >>> layer.weight[:, 0] = 0
+        >>> layer.weight = np.ones((2, 3), np.float32)
+        """
         return self._weight
 
     @weight.setter
@@ -254,7 +260,7 @@ cdef class Layer:
 
     @property
     def bias(self):
-        """ndarray (out_features,), or None: as weight."""
+        """The bias b, an ndarray (out_features,), or None. Else as weight."""
         return self._bias
 
     @bias.setter
@@ -263,7 +269,10 @@ cdef class Layer:
 
     @property
     def grad_weight(self):
-        """ndarray (out_features, in_features): what backward accumulates into. Zero when first used."""
+        """The gradient of weight, an ndarray (out_features, in_features), C-contiguous; backward accumulates into it.
+
+        Made, and zero, when first used: a layer that only runs forward has none.
+        """
         self.own_gradients()
         return self._grad_weight
 
@@ -274,7 +283,7 @@ cdef class Layer:
 
     @property
     def grad_bias(self):
-        """ndarray (out_features,), or None for a layer without bias: as grad_weight."""
+        """The gradient of bias, an ndarray (out_features,), or None for a layer without bias. Else as grad_weight."""
         self.own_gradients()
         return self._grad_bias
 
@@ -299,10 +308,17 @@ cdef class Layer:
         return self.run_forward(x, out)
 
     def forward(self, x, out=None):
-        """y = x Wᵀ + b for every row of x (Torch7: forward; BLAS: gemm, gemv).
+        """y = x Wᵀ + b for every row of x (Torch7: forward, updateOutput; BLAS: gemm, gemv). ``layer(x)`` is the same.
 
         x: (..., in_features). out: (..., out_features), overwritten, may overlap anything; made new if None.
         Returns out. Raises TypeError for a dtype that does not cast safely, ValueError for a wrong shape.
+
+        >>> layer = Linear.from_weights([[1, 2, 3], [4, 5, 6]], [10, 20])
+        >>> x, y = np.ones((5, 3), np.float32), np.empty((5, 2), np.float32)
+        >>> layer.forward(x, out=y) is y
+        True
+        >>> y[0]
+        array([16., 35.], dtype=float32)
         """
         return self.run_forward(x, out)
 
@@ -338,7 +354,17 @@ cdef class Layer:
     def backward(self, x, grad_output, out=None, scale=1.0, input_grad=True):
         """backward_params and backward_input in one call (Torch7: backward).
 
-        grad_weight and grad_bias are accumulated. Returns grad_input, or None with input_grad=False.
+        x: (..., in_features), grad_output: (..., out_features), with the same leading axes. grad_weight and grad_bias
+        are accumulated, with grad_output times scale; grad_input is not scaled. It overwrites out (..., in_features),
+        or a new array if None. Returns grad_input, or None with input_grad=False.
+        Raises TypeError for a dtype that does not cast safely, ValueError for a wrong shape.
+
+        >>> layer = Linear.from_weights([[1, 2, 3], [4, 5, 6]])
+        >>> layer.backward([1, 0, 2], [1, -1])
+        array([-3., -3., -3.], dtype=float32)
+        >>> layer.grad_weight
+        array([[ 1.,  0.,  2.],
+               [-1.,  0., -2.]], dtype=float32)
         """
         return self.run_backward(x, grad_output, out, self.number("scale", scale), input_grad)
 
@@ -348,6 +374,13 @@ cdef class Layer:
 
         x: (..., in_features), grad_output: (..., out_features), with the same leading axes. The rows are added one
         after another, grad_output times scale first. Both gradients are accumulated. Returns None.
+        Raises TypeError for a dtype that does not cast safely, ValueError for a wrong shape.
+
+        >>> layer = Linear(3, 2)
+        >>> layer.backward_params([1, 0, 2], [1, -1])
+        >>> layer.backward_params([1, 0, 2], [1, -1], scale=10)
+        >>> layer.grad_bias
+        array([ 11., -11.], dtype=float32)
         """
         self.run_backward(x, grad_output, None, self.number("scale", scale), False)
 
@@ -387,6 +420,11 @@ cdef class Layer:
         """grad_input = grad_output W (Torch7: updateGradInput; BLAS: gemm, gemv transposed).
 
         grad_output: (..., out_features). out: (..., in_features), overwritten; made new if None. Returns out.
+        Raises TypeError for a dtype that does not cast safely, ValueError for a wrong shape.
+
+        >>> layer = Linear.from_weights([[1, 2, 3], [4, 5, 6]])
+        >>> layer.backward_input([1, 1])
+        array([5., 7., 9.], dtype=float32)
         """
         cdef cnp.ndarray gx
         cdef Work work
@@ -411,8 +449,17 @@ cdef class Layer:
         """grad_input, and the plain SGD step W −= lr · grad_outputᵀ x, b −= lr · Σ grad_output, in one pass over W
         (Torch7: updateGradInput, then accUpdateGradParameters).
 
-        No gradient buffer is touched or needed. grad_input comes from the weights as they were before the step; it
-        overwrites out, or a new array if None. Returns grad_input, or None with input_grad=False.
+        x: (..., in_features), grad_output: (..., out_features), with the same leading axes. No gradient buffer is
+        touched or needed. grad_input comes from the weights as they were before the step; it overwrites out
+        (..., in_features), or a new array if None. Returns grad_input, or None with input_grad=False.
+        Raises TypeError for a dtype that does not cast safely, ValueError for a wrong shape.
+
+        >>> layer = Linear.from_weights([[1, 2, 3], [4, 5, 6]])
+        >>> layer.backward_update([1, 0, 2], [1, -1], lr=0.5)
+        array([-3., -3., -3.], dtype=float32)
+        >>> layer.weight
+        array([[0.5, 2. , 2. ],
+               [4.5, 5. , 7. ]], dtype=float32)
         """
         cdef double rate = self.number("lr", lr)
         cdef cnp.ndarray gx = None
@@ -462,7 +509,16 @@ cdef class Layer:
     # ---- the parameters
 
     def step(self, lr):
-        """weight −= lr · grad_weight, bias −= lr · grad_bias (Torch7: updateParameters; BLAS: axpy). Returns None."""
+        """weight −= lr · grad_weight, bias −= lr · grad_bias (Torch7: updateParameters; BLAS: axpy). Returns None.
+
+        The gradients stay as they are; zero_grad begins the next ones.
+
+        >>> layer = Linear.from_weights([[1, 2, 3]], [0])
+        >>> layer.backward_params([1, 0, 2], [1])
+        >>> layer.step(0.5)
+        >>> layer.weight, layer.bias
+        (array([[0.5, 2. , 2. ]], dtype=float32), array([-0.5], dtype=float32))
+        """
         cdef double rate = self.number("lr", lr)
         cdef Work work
         self.own_gradients()

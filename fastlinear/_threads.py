@@ -16,6 +16,13 @@ def set_num_threads(n: int) -> None:
 
     A limit set later through OpenMP (threadpoolctl, ``omp_set_num_threads``) is obeyed. After a fork the child
     runs on one thread whatever is set, because the common OpenMP runtime does not survive a fork.
+    Raises TypeError if n is not an integer, ValueError if it is not from 1 to 1024.
+
+    >>> before = fastlinear.get_num_threads()
+    >>> fastlinear.set_num_threads(1)
+    >>> fastlinear.get_num_threads()
+    1
+    >>> fastlinear.set_num_threads(before)
     """
     try:
         threads = operator.index(n)

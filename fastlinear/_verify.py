@@ -23,9 +23,18 @@ def verify(layer: Linear, x: ArrayLike, grad_output: ArrayLike) -> dict[str, flo
     """Run the layer and the NumPy reference on the same input and return the error of each output.
 
     x: (..., in_features), grad_output: (..., out_features), with the same leading axes. The reference runs in a wider
-    dtype. The errors are max |got - exact| / (eps · Σ|a||b|), where the sum is over the products that make up an
+    dtype. The errors are ``max |got - exact| / (eps · Σ|a||b|)``, where the sum is over the products that make up an
     element, under the names ``output``, ``grad_input``, ``grad_weight``, ``grad_bias``, and ``updated_weight`` and
     ``updated_bias`` for ``backward_update``. The layer itself does not change.
+
+    >>> layer, rng = Linear(64, 10, rng=0), np.random.default_rng(0)
+    >>> x = rng.standard_normal((8, 64), np.float32)
+    >>> grad_output = rng.standard_normal((8, 10), np.float32)
+    >>> errors = fastlinear.verify(layer, x, grad_output)
+    >>> sorted(errors)
+    ['grad_bias', 'grad_input', 'grad_weight', 'output', 'updated_bias', 'updated_weight']
+    >>> max(errors.values()) < 4
+    True
 
     Raises ArithmeticError if one is over 4, and what a call raises for arguments of the wrong shape or dtype. The
     bound holds for sums whose terms have mixed signs; one-signed sums over many thousand terms may exceed it, with

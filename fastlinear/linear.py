@@ -64,6 +64,18 @@ class Linear(Layer):
     Torch7's and PyTorch's ``nn.Linear`` on a CPU, on plain ndarrays and without autograd. ``forward`` and each
     ``backward`` take vectors (in_features,), matrices (batch, in_features) and arrays with more leading axes.
 
+    >>> layer = Linear.from_weights([[1, 2, 3], [4, 5, 6]], [10, 20])
+    >>> layer
+    Linear(in_features=3, out_features=2, bias=True, dtype=float32)
+    >>> layer([1, 0, 1])
+    array([14., 30.], dtype=float32)
+
+    Backward is stateless: it uses its arguments and the parameters only, so one layer can serve many threads and
+    many time steps. Arrays that are C-contiguous, aligned and of the layer's dtype are used as they are; strided,
+    Fortran-ordered, byte-swapped or misaligned ones, lists, and arrays of another library (``__dlpack__``,
+    ``__array__``) are converted. A dtype that does not cast safely is a TypeError, a wrong shape a ValueError; both
+    come before anything is written. An ``out`` may overlap any input.
+
     Parameters
     ----------
     in_features, out_features : int
@@ -75,11 +87,12 @@ class Linear(Layer):
     rng : None, int or numpy.random.Generator
         Seed or source of the initial parameters: uniform in ±1/sqrt(in_features), as in Torch7 and PyTorch.
 
-    Backward is stateless: it uses its arguments and the parameters only, so one layer can serve many threads and
-    many time steps. Arrays that are C-contiguous, aligned and of the layer's dtype are used as they are; strided,
-    Fortran-ordered, byte-swapped or misaligned ones, lists, and arrays of another library (``__dlpack__``,
-    ``__array__``) are converted. A dtype that does not cast safely is a TypeError, a wrong shape a ValueError; both
-    come before anything is written.
+    Attributes
+    ----------
+    in_features, out_features : int
+        As given; read-only.
+    dtype : numpy.dtype
+        float32 or float64; read-only.
     """
 
     __slots__ = ()
@@ -103,6 +116,12 @@ class Linear(Layer):
 
         The layer has the dtype of weight. With ``copy=False`` it shares the memory of both arrays, which must then
         be C-contiguous, aligned, writable ndarrays of that dtype; what cannot be shared is a ValueError.
+
+        >>> weight = np.zeros((2, 3))
+        >>> layer = Linear.from_weights(weight, copy=False)
+        >>> weight[0] = 1
+        >>> layer([1, 2, 3])
+        array([6., 0.])
         """
         w = _array("from_weights: weight", weight)
         if not isinstance(weight, np.ndarray) and w.dtype.kind in "biu":
@@ -166,6 +185,11 @@ class Linear(Layer):
         """Draw new parameters, uniform in ±1/sqrt(in_features), or in ±stdv·sqrt(3) (Torch7: reset).
 
         rng: seed or Generator. stdv: the standard deviation wanted, >= 0. The gradients stay as they are.
+
+        >>> layer = Linear(100, 50, rng=0)
+        >>> layer.reset(rng=1, stdv=0.5)
+        >>> bool(0.85 < abs(layer.weight).max() <= 0.5 * 3**0.5)
+        True
         """
         if stdv is None:
             bound = self.in_features**-0.5 if self.in_features else 0.0
@@ -184,19 +208,29 @@ class Linear(Layer):
         self._write(parameters, values)
 
     def zero_grad(self) -> None:
-        """Set grad_weight and grad_bias to zero (Torch7: zeroGradParameters)."""
+        """Set grad_weight and grad_bias to zero (Torch7: zeroGradParameters; PyTorch: zero_grad)."""
         gradients = self._memory()[2:]
         for name, gradient in zip(("grad_weight", "grad_bias"), gradients, strict=True):
             self._check_frozen(name, gradient)
         self._write([g for g in gradients if g is not None], (0, 0))
 
     def state_dict(self) -> dict[str, Array]:
-        """Copies of the parameters under PyTorch's names: ``weight`` and, if there is one, ``bias``."""
+        """Copies of the parameters under PyTorch's names: ``weight`` and, if there is one, ``bias``.
+
+        >>> {name: array.shape for name, array in Linear(3, 2).state_dict().items()}
+        {'weight': (2, 3), 'bias': (2,)}
+        """
         return {name: p.copy() for name, p in zip(("weight", "bias"), self._memory(), strict=False) if p is not None}
 
     def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
         """Copy parameters in. The keys must be those of state_dict(); a missing, surplus or misshaped one is a
-        ValueError, an unsafe dtype a TypeError, and then nothing has changed."""
+        ValueError, an unsafe dtype a TypeError, and then nothing has changed.
+
+        >>> layer, other = Linear(3, 2, rng=0), Linear(3, 2, rng=1)
+        >>> other.load_state_dict(layer.state_dict())
+        >>> np.array_equal(layer.weight, other.weight)
+        True
+        """
         if not isinstance(state, Mapping):
             raise TypeError(f"{self._name}: the state must be a mapping, got {type(state).__name__}")
         parameters = {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
@@ -233,7 +267,11 @@ class Linear(Layer):
         return cls.from_weights(state["weight"], state.get("bias"))
 
     def astype(self, dtype: DTypeLike) -> Linear:
-        """A copy of the layer in another dtype, gradients included."""
+        """A copy of the layer in another dtype, float32 or float64, gradients included.
+
+        >>> Linear(3, 2).astype(np.float64)
+        Linear(in_features=3, out_features=2, bias=True, dtype=float64)
+        """
         kind = _layer_dtype(dtype)
         layer = type(self).__new__(type(self))
         layer._bind(*(None if p is None else _filled(p, kind) for p in self._memory()))
