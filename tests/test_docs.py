@@ -1,15 +1,75 @@
-"""What the documentation says is there, is there."""
+"""What the documentation says is there, is there, and what it shows runs."""
 
 import ast
+import doctest
+import inspect
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-HOME = Path(__file__).parents[1]
-PAGES = [HOME / name for name in ("README.md", "CONTRIBUTING.md", "docs/reliability.md", "docs/index.md")]
+import fastlinear
+from fastlinear import Linear
 
-pytestmark = pytest.mark.skipif(not (HOME / "docs").is_dir(), reason="the documentation is not beside the tests")
+HOME = Path(__file__).parents[1]
+PAGES = [HOME / "README.md", HOME / "CONTRIBUTING.md", HOME / "CHANGELOG.md", *sorted(HOME.glob("docs/**/*.md"))]
+PAGES = [page for page in PAGES if page.is_file()]
+PUBLIC = {name: getattr(fastlinear, name) for name in fastlinear.__all__ if name not in ("__version__", "reference")}
+PUBLIC |= {f"Linear.{name}": getattr(Linear, name) for name in dir(Linear) if not name.startswith("_")}
+
+pytestmark = pytest.mark.skipif(
+    not (HOME / "docs/conf.py").is_file(), reason="the documentation is not beside the tests"
+)
+
+
+def named(page):
+    return str(page.relative_to(HOME))
+
+
+@pytest.fixture
+def threads():
+    before = fastlinear.get_num_threads()
+    yield
+    fastlinear.set_num_threads(before)
+
+
+def run(text, names, where):
+    """Each example gives what stands below it."""
+    test = doctest.DocTestParser().get_doctest(text, names, where, where, 0)
+    assert doctest.DocTestRunner(optionflags=doctest.REPORT_NDIFF).run(test).failed == 0
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("page", [page for page in PAGES if ">>> " in page.read_text()], ids=named)
+def test_pages_run(page, threads):
+    text = page.read_text()
+    for package in re.findall(r"^>>> (?:from|import) (\w+)", text, re.MULTILINE):
+        pytest.importorskip(package)
+    run(text, {}, str(page))
+
+
+@pytest.mark.parametrize("package", ["torch", "sklearn"])
+def test_moving_over_from(package):
+    """The blocks with other libraries: their assertions hold."""
+    pytest.importorskip(package)
+    blocks = re.findall(r"```python\n(.*?)```", (HOME / "docs/moving-over.md").read_text(), re.DOTALL)
+    blocks = [block for block in blocks if re.search(rf"^(import|from) {package}\b", block, re.MULTILINE)]
+    assert blocks
+    for block in blocks:
+        exec(block, {})
+
+
+@pytest.mark.thread_unsafe
+@pytest.mark.parametrize("name", [name for name, it in PUBLIC.items() if ">>>" in (inspect.getdoc(it) or "")])
+def test_docstrings_run(name, threads):
+    run(inspect.getdoc(PUBLIC[name]), {"np": np, "Linear": Linear, "fastlinear": fastlinear}, name)
+
+
+def test_everything_public_is_on_the_page_of_the_interface():
+    listed = set(re.findall(r"^\.\. auto\w+:: (\S+)$", (HOME / "docs/api.md").read_text(), re.MULTILINE))
+    inherent = {"Linear.in_features", "Linear.out_features", "Linear.dtype"}  # in the docstring of the class
+    assert set(PUBLIC) - inherent <= listed
 
 
 def names(module):
@@ -17,7 +77,7 @@ def names(module):
     return {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_tests_that_are_named_exist(page):
     for module, test in re.findall(r"(test_\w+\.py)::(\w+)", page.read_text()):
         assert test in names(module), f"{module}::{test}"
@@ -35,7 +95,7 @@ def test_every_promise_has_a_test():
     assert rows > 20
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_links_lead_somewhere(page):
     """Relative links: the file is there, and the heading in it."""
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
