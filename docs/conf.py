@@ -15,7 +15,6 @@ root_doc = "docs/index"
 include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/**.md"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 nitpicky = True
-suppress_warnings = ["toc.empty_glob"]  # docs/index.md has places for pages that are to come
 nitpick_ignore = [("py:class", name) for name in ("float32", "float64", "numpy.dtype", "numpy.random.Generator")]
 
 myst_enable_extensions = ["dollarmath"]
