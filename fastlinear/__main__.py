@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlinear import Linear, show_config, verify
+from fastlinear._config import config
 from fastlinear._verify import LIMIT
 
 Array = NDArray[Any]
@@ -40,8 +43,8 @@ def example(shape: tuple[int, int, int], dtype: type[np.floating[Any]]) -> tuple
     return Linear(in_features, out_features, dtype=dtype, rng=rng), x, grad_output
 
 
-def check() -> bool:
-    """Hold every operation against the reference, and print the largest error of each. Whether all is well."""
+def check() -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Hold every operation against the reference: the largest error of each by dtype, and what failed."""
     errors: dict[str, dict[str, float]] = {}
     failures = []
     for dtype in (np.float32, np.float64):
@@ -54,13 +57,16 @@ def check() -> bool:
             for name, value in found.items():
                 row = errors.setdefault(name, {})
                 row[dtype.__name__] = max(value, row.get(dtype.__name__, 0.0))
+    return errors, failures
+
+
+def print_check(errors: dict[str, dict[str, float]], failures: list[str]) -> None:
     print(f"\nLargest error in units of eps · Σ|a||b|, over {len(VERIFIED)} shapes (at most {LIMIT:g} is right)")
     print(f"{'':17}{'float32':>9}{'float64':>9}")
     for name, row in errors.items():
         print(f"{name:17}" + "".join(f"{row.get(dtype, np.nan):9.2f}" for dtype in ("float32", "float64")))
     for failure in failures:
         print(f"WRONG {failure}")
-    return not failures
 
 
 def contestants(shape: tuple[int, int, int]) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
@@ -103,27 +109,57 @@ def duel(calls: tuple[Callable[[], Any], ...]) -> list[float]:
     return [median(times) for times in zip(*rounds, strict=True)]
 
 
-def speed() -> None:
-    """Print how long forward and backward take, beside NumPy, in µs."""
+def speed() -> Iterator[dict[str, Any]]:
+    """How long forward and backward take at each shape, beside NumPy, in µs."""
+    for shape in TIMED:
+        row: dict[str, Any] = dict(zip(("batch", "in_features", "out_features"), shape, strict=True))
+        for operation, calls in contestants(shape).items():
+            ours, numpys = duel(calls)
+            row[operation] = {"fastlinear": ours * 1e6, "numpy": numpys * 1e6}
+        yield row
+
+
+def print_speed() -> None:
     print(f"\nTime of a call in µs, float32, one thread each, medians of {ROUNDS} turns; NumPy {np.__version__}")
     print(f"{'':19}{'forward':^27}  {'backward':^27}")
     print(f"{'batch':>5} {'in':>6} {'out':>6}" + f"{'fastlinear':>11}{'NumPy':>10}{'ratio':>6}  " * 2)
-    for shape in TIMED:
-        cells = []
-        for calls in contestants(shape).values():
-            ours, numpys = duel(calls)
-            cells.append(f"{ours * 1e6:11.2f}{numpys * 1e6:10.2f}{numpys / ours:6.1f}")
-        print("{:5} {:6} {:6}".format(*shape) + "  ".join(cells), flush=True)
+    for row in speed():
+        pairs = [(row[name]["fastlinear"], row[name]["numpy"]) for name in ("forward", "backward")]
+        cells = [f"{ours:11.2f}{numpys:10.2f}{numpys / ours:6.1f}" for ours, numpys in pairs]
+        print("{batch:5} {in_features:6} {out_features:6}".format(**row) + "  ".join(cells), flush=True)
 
 
-def main() -> int:
-    show_config()
-    right = check()
-    # In a process of its own: the thread pools of two libraries disturb each other, and NumPy reads its number once.
-    print(end="", flush=True)
-    command = [sys.executable, "-c", "from fastlinear.__main__ import speed; speed()"]
-    subprocess.run(command, env=os.environ | ONE_THREAD, check=True)
-    return 0 if right else 1
+def json_speed() -> None:
+    print(json.dumps(list(speed())))
+
+
+def on_one_thread(function: Callable[[], None], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a function of this module in a process of its own: the thread pools of two libraries disturb each other, and
+    NumPy reads their number once."""
+    command = [sys.executable, "-c", f"from fastlinear import __main__ as main; main.{function.__name__}()"]
+    return subprocess.run(command, env=os.environ | ONE_THREAD, check=True, text=True, **options)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m fastlinear",
+        description="What was built, whether it is right on this machine, and how fast it is beside NumPy. The exit "
+        "status is 0 only if every operation is right.",
+    )
+    parser.add_argument("--json", action="store_true", help="all of it as JSON, for a bug report")
+    options = parser.parse_args(arguments)
+    if options.json:
+        errors, failures = check()
+        table = json.loads(on_one_thread(json_speed, stdout=subprocess.PIPE).stdout)
+        report = {"config": config(), "errors": errors, "failures": failures, "right": not failures, "speed": table}
+        print(json.dumps(report, indent=2))
+    else:
+        show_config()
+        errors, failures = check()
+        print_check(errors, failures)
+        print(end="", flush=True)
+        on_one_thread(print_speed)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -6,12 +6,16 @@ import os
 import platform
 import sys
 from contextlib import suppress
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
 from fastlinear import _dispatch, _layer
 from fastlinear._threads import get_num_threads
 from fastlinear._version import __version__
+
+if TYPE_CHECKING:
+    from typing import Any, Literal
 
 
 def processor() -> str:
@@ -29,8 +33,17 @@ def isa_reason() -> str:
     return f"forced by FASTLINEAR_ISA={forced}" if forced else "the best that was built and this machine runs"
 
 
-def config() -> dict[str, str]:
-    """The lines of show_config, by name."""
+def libraries() -> list[dict[str, Any]] | None:
+    """The BLAS and OpenMP runtimes in this process, as threadpoolctl sees them; None where it is not installed."""
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return None
+    return list(threadpool_info())
+
+
+def config() -> dict[str, Any]:
+    """The lines of show_config, by name, as strings; of ``libraries`` the list."""
     import fastlinear
 
     variables = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name in ENVIRONMENT]
@@ -43,6 +56,7 @@ def config() -> dict[str, str]:
         "processor": processor(),
         "python": f"{platform.python_implementation()} {platform.python_version()} on {sys.platform}",
         "numpy": np.__version__,
+        "libraries": libraries(),
     }
 
 
@@ -50,7 +64,28 @@ ENVIRONMENT = ("FASTLINEAR_ISA", "FASTLINEAR_NUM_THREADS", "OMP_NUM_THREADS", "O
 """What is read from the environment here or by the OpenMP runtime and changes the speed."""
 
 
-def show_config() -> None:
-    """Print the version, the compiler, the instruction set in use, the threads, and what it all runs on."""
-    for name, value in config().items():
+@overload
+def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
+@overload
+def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
+def show_config(mode: str = "stdout") -> dict[str, Any] | None:
+    """Print the version, the compiler, the instruction set in use and why, the threads, and what it all runs on.
+
+    With threadpoolctl installed, the BLAS and OpenMP runtimes of the process are listed, too: several that use all
+    cores at once are a usual reason for slowness. ``mode="dicts"`` returns all of it instead, as NumPy's function of
+    this name does.
+    """
+    if mode not in ("stdout", "dicts"):
+        raise ValueError(f"show_config: mode must be 'stdout' or 'dicts', got {mode!r}")
+    found = config()
+    if mode == "dicts":
+        return found
+    runtimes = found.pop("libraries")
+    for name, value in found.items():
         print(f"{name + ':':17}{value}")
+    if runtimes is None:
+        print("libraries:       not known: pip install threadpoolctl")
+    for name, library in zip(["libraries:", *[""] * 100], runtimes or (), strict=False):
+        threads = f"{library['num_threads']} thread{'s' * (library['num_threads'] != 1)}"
+        print(f"{name:17}{library['internal_api']} {library['version'] or ''} ({threads}) {library['filepath']}")
+    return None
