@@ -13,7 +13,6 @@ from time import perf_counter
 
 import numpy as np
 from matplotlib.figure import Figure
-from safetensors.numpy import load_file, save_file
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
@@ -117,9 +116,8 @@ def main():
             sys.exit(f"{learn.__name__}: test accuracy {on_test:.4f} is below {WANTED}")
 
     weights = options.output / "digits.safetensors"
-    save_file(layer.state_dict(), weights)
-    loaded = Linear(64, 10)
-    loaded.load_state_dict(load_file(weights))
+    layer.save(weights)
+    loaded = Linear.load(weights)
     if not np.array_equal(loaded(x_test), layer(x_test)):
         sys.exit(f"the layer loaded from {weights} predicts something else than the one saved")
     print(f"{weights}: saved, loaded, same predictions")

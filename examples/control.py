@@ -1,0 +1,232 @@
+"""Teach a network of two Linears to swing up a pendulum and hold it there, then time the network for each call.
+
+    pip install '.[examples]' && python examples/control.py
+
+The motor is too weak to lift the pendulum, so it must swing it to and fro first. The equations of motion are known,
+and the gradient of the cost flows back through them and through both layers, from the end of the swing to its start:
+`backward` keeps nothing from `forward`, so one layer serves all the steps in time. Everything beside the two layers is
+NumPy. Written to the output folder: both layers, and a picture of the pendulum before and after.
+
+The pendulum is a uniform rod on a frictionless hinge, at `angle` from upright, driven by a torque: by the law of
+angular momentum, (m l² / 3) angle'' = (m g l / 2) sin(angle) + torque. (The moment of inertia of a rod about its end is
+in any textbook of mechanics, for example Landau and Lifshitz, Mechanics, §32.)
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from timeit import timeit
+
+import numpy as np
+from matplotlib.figure import Figure
+from tqdm import trange
+
+from fastlinear import Linear, set_num_threads
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+GRAVITY, LENGTH, MASS = 9.81, 1.0, 1.0  # m/s², m, kg
+TORQUE = 2.0  # N·m at most; holding the rod level takes m g l / 2 = 4.9
+SECONDS = 0.05  # of one step in time
+LIFT = 1.5 * GRAVITY / LENGTH  # angle'' = LIFT sin(angle) + PUSH action, with the action in [-1, 1]
+PUSH = 3 * TORQUE / (MASS * LENGTH**2)
+
+STEPS = 80  # of a swing in training: 4 s
+SWING = 0.005  # what the square of the velocity costs, beside 1 - cos(angle)
+DISCOUNT = 0.98  # how much less a cost counts for each step that it lies in the future
+WANTED = 0.95
+
+
+def move(angle, velocity, action):
+    """The state one step later: semi-implicit Euler, the new velocity moves the angle."""
+    velocity = velocity + SECONDS * (LIFT * np.sin(angle) + PUSH * action)
+    return angle + SECONDS * velocity, velocity
+
+
+class Policy:
+    """cos, sin of the angle and the velocity / 4 → `hidden` tanh units → one action in [-1, 1]."""
+
+    def __init__(self, hidden, rng):
+        self.first, self.second = Linear(3, hidden, rng=rng), Linear(hidden, 1, rng=rng)
+
+    def forward(self, angle, velocity):
+        seen = np.stack([np.cos(angle), np.sin(angle), velocity / 4], axis=1)
+        hidden = np.tanh(self.first(seen))
+        return seen, hidden, np.tanh(self.second(hidden))
+
+    def backward(self, seen, hidden, action, grad_action):
+        """The gradients of the angle and the velocity; those of the weights are added to what is there."""
+        grad_hidden = self.second.backward(hidden, grad_action * (1 - action**2))
+        grad_cos, grad_sin, grad_velocity = self.first.backward(seen, grad_hidden * (1 - hidden**2)).T
+        return grad_sin * seen[:, 0] - grad_cos * seen[:, 1], grad_velocity / 4
+
+    def step(self, length):
+        """Down the gradient by `length`, whatever the size of the gradient, which differs a thousandfold here."""
+        gradients = [g for layer in (self.first, self.second) for g in (layer.grad_weight, layer.grad_bias)]
+        lr = length / np.sqrt(sum(np.sum(g**2) for g in gradients))
+        for layer in (self.first, self.second):
+            layer.step(lr)
+            layer.zero_grad()
+
+
+def starts(count, rng):
+    """Any angle, a small velocity."""
+    return rng.uniform(-np.pi, np.pi, count).astype(np.float32), rng.uniform(-1, 1, count).astype(np.float32)
+
+
+def improve(policy, angle, velocity, length):
+    """One step of learning, on a swing from each of these states. The mean cost of a step in time."""
+    swing, cost = [], 0.0
+    for _ in range(STEPS):
+        seen, hidden, action = policy.forward(angle, velocity)
+        swing.append((seen, hidden, action, angle, velocity))
+        angle, velocity = move(angle, velocity, action[:, 0])
+        cost += np.mean(1 - np.cos(angle) + SWING * velocity**2) / STEPS
+
+    # Backward in time. Before each line, grad_* is the gradient by the state after the step; it ends as that before it.
+    grad_angle, grad_velocity = np.zeros_like(angle), np.zeros_like(velocity)
+    for seen, hidden, action, angle_before, velocity_before in reversed(swing):
+        grad_angle = DISCOUNT * grad_angle + np.sin(angle)
+        grad_velocity = DISCOUNT * grad_velocity + 2 * SWING * velocity + SECONDS * grad_angle
+        through_policy = policy.backward(seen, hidden, action, SECONDS * PUSH * grad_velocity[:, None])
+        grad_angle = grad_angle + SECONDS * LIFT * np.cos(angle_before) * grad_velocity + through_policy[0]
+        grad_velocity = grad_velocity + through_policy[1]
+        angle, velocity = angle_before, velocity_before
+    policy.step(length)
+    return cost
+
+
+def watch(policy, angle, velocity, steps):
+    """The angles over time, (steps + 1, pendulums)."""
+    angles = [angle]
+    for _ in range(steps):
+        *_, action = policy.forward(angle, velocity)
+        angle, velocity = move(angle, velocity, action[:, 0])
+        angles.append(angle)
+    return np.array(angles)
+
+
+def standing(policy):
+    """The share of 500 pendulums that stay within 18° of upright through the last 2 of 15 seconds."""
+    angles = watch(policy, *starts(500, np.random.default_rng(1000)), steps=round(15 / SECONDS))
+    return np.mean((np.cos(angles[-round(2 / SECONDS) :]) > 0.95).all(axis=0))
+
+
+def calls(policy, seen):
+    """The network on one state, into arrays that are there already: name → a function that returns the action."""
+    first, second = policy.first, policy.second
+    hidden, action = np.empty(first.out_features, np.float32), np.empty(1, np.float32)
+
+    def fastlinear():
+        np.tanh(first(seen, out=hidden), out=hidden)
+        return np.tanh(second(hidden, out=action), out=action)
+
+    w1, b1, w2, b2 = first.weight, first.bias, second.weight, second.bias
+    np_hidden, np_action = hidden.copy(), action.copy()
+
+    def numpy():
+        np.tanh(np.add(np.dot(w1, seen, out=np_hidden), b1, out=np_hidden), out=np_hidden)
+        return np.tanh(np.add(np.dot(w2, np_hidden, out=np_action), b2, out=np_action), out=np_action)
+
+    if torch is None:
+        print("PyTorch is not installed and is left out")
+        return {"fastlinear": fastlinear, "NumPy": numpy}
+
+    v1, c1, v2, c2, t_seen, t_hidden, t_action = map(
+        torch.from_numpy, (w1, b1, w2, b2, seen, hidden.copy(), action.copy())
+    )
+    modules = torch.nn.Linear(3, len(hidden)), torch.nn.Tanh(), torch.nn.Linear(len(hidden), 1), torch.nn.Tanh()
+    network = torch.nn.Sequential(*modules)
+    for module, layer in ((modules[0], first), (modules[2], second)):
+        module.load_state_dict({name: torch.from_numpy(p) for name, p in layer.state_dict().items()})
+
+    def torch_modules():
+        with torch.inference_mode():
+            return network(t_seen).numpy()
+
+    def torch_out():
+        torch.addmv(c1, v1, t_seen, out=t_hidden).tanh_()
+        return torch.addmv(c2, v2, t_hidden, out=t_action).tanh_().numpy()
+
+    return {"fastlinear": fastlinear, "NumPy": numpy, "PyTorch, addmv": torch_out, "PyTorch, modules": torch_modules}
+
+
+def time_calls(policy, rounds=15, number=1000):
+    """µs of a call: the medians of rounds in which the contestants take turns."""
+    functions = calls(policy, np.array([-0.5, 0.75, 0.25], np.float32))
+    expected = functions["NumPy"]()
+    times = {name: [] for name in functions}
+    for name, function in functions.items():
+        if not np.allclose(function(), expected, atol=1e-5):
+            sys.exit(f"{name} gives the action {function()}, NumPy {expected}")
+    for _ in range(rounds):
+        for name, function in functions.items():
+            times[name].append(1e6 * timeit(function, number=number) / number)
+    return {name: np.median(of_rounds) for name, of_rounds in times.items()}
+
+
+def picture(before, after):
+    """The same pendulums before and after. A whole turn brings a pendulum upright again."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    seconds = SECONDS * np.arange(len(before))
+    for axes, angles, title in zip(
+        figure.subplots(1, 2, sharey=True), (before, after), ("before", "after"), strict=True
+    ):
+        axes.plot(seconds, angles / (2 * np.pi), linewidth=1.3)
+        axes.set(xlabel="seconds", title=f"{title} training")
+        axes.grid(axis="x", alpha=0.3)
+    low, high = figure.axes[0].get_ylim()
+    turns = np.arange(np.ceil(low), np.floor(high) + 1)
+    for axes in figure.axes:
+        axes.hlines(turns, 0, seconds[-1], color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+    figure.axes[0].set_yticks(turns)
+    figure.axes[0].set_ylabel("turns from upright (dashed: upright)")
+    return figure
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Teach two Linears to swing up a pendulum.")
+    parser.add_argument("--hidden", type=int, default=32, help="units between the two layers")
+    parser.add_argument("--iterations", type=int, default=400)
+    parser.add_argument("--pendulums", type=int, default=128, help="swings of one iteration, side by side")
+    parser.add_argument("--length", type=float, default=0.3, help="of the first step; the last is 0")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("control-output"), help="folder for weights and picture")
+    options = parser.parse_args()
+    if min(options.hidden, options.iterations, options.pendulums) < 1:
+        parser.error("--hidden, --iterations and --pendulums must be at least 1")
+    options.output.mkdir(parents=True, exist_ok=True)
+    set_num_threads(1)
+    if torch is not None:
+        torch.set_num_threads(1)
+
+    rng = np.random.default_rng(options.seed)
+    policy = Policy(options.hidden, rng)
+    shown = np.array([np.pi, 2.5, 1.5, -0.5, -2.0], np.float32), np.zeros(5, np.float32)
+    before, stood = watch(policy, *shown, steps=200), standing(policy)
+    with trange(options.iterations, desc="swing") as progress:
+        for iteration in progress:
+            length = options.length * (1 - iteration / options.iterations)
+            cost = improve(policy, *starts(options.pendulums, rng), length)
+            progress.set_postfix(cost=f"{cost:.3f}")
+    after, stand = watch(policy, *shown, steps=200), standing(policy)
+    print(f"upright in the end: {stood:.1%} of the pendulums before training, {stand:.1%} after")
+    if stand < WANTED:
+        sys.exit(
+            f"{stand:.1%} of the pendulums stand, fewer than {WANTED:.0%}: try another --seed or more --iterations"
+        )
+
+    for name, microseconds in time_calls(policy).items():
+        print(f"{name:16} {microseconds:6.2f} µs a call")
+
+    for name in ("first", "second"):
+        getattr(policy, name).save(options.output / f"{name}.npz")
+    picture(before, after).savefig(options.output / "control.png", dpi=100)
+    print(f"{options.output / 'control.png'}: the angles over time, before and after")
+
+
+if __name__ == "__main__":
+    main()
