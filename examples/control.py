@@ -35,7 +35,7 @@ LIFT = 1.5 * GRAVITY / LENGTH  # angle'' = LIFT sin(angle) + PUSH action, with t
 PUSH = 3 * TORQUE / (MASS * LENGTH**2)
 
 STEPS = 80  # of a swing in training: 4 s
-SWING = 0.005  # what the square of the velocity costs, beside 1 - cos(angle)
+SWING = 0.005  # what the square of the velocity costs, beside 1 - cos(angle); with 0.02 few learn to swing
 DISCOUNT = 0.98  # how much less a cost counts for each step that it lies in the future
 WANTED = 0.95
 
@@ -178,11 +178,10 @@ def picture(before, after):
         axes.plot(seconds, angles / (2 * np.pi), linewidth=1.3)
         axes.set(xlabel="seconds", title=f"{title} training")
         axes.grid(axis="x", alpha=0.3)
-    low, high = figure.axes[0].get_ylim()
-    turns = np.arange(np.ceil(low), np.floor(high) + 1)
+    turns = np.arange(-2, 2)
     for axes in figure.axes:
         axes.hlines(turns, 0, seconds[-1], color="0.6", linewidth=0.8, linestyle="--", zorder=0)
-    figure.axes[0].set_yticks(turns)
+    figure.axes[0].set(ylim=(-2.4, 1.4), yticks=turns)
     figure.axes[0].set_ylabel("turns from upright (dashed: upright)")
     return figure
 
