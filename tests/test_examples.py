@@ -1,7 +1,7 @@
 """The examples, run as a user runs them: they end well, and print and write what they say.
 
-They need the extra ``examples``; the last ones also ``mpi`` and an MPI (``mpiexec``). What an example prints as its result
-it has checked itself: a failed check is another exit status.
+They need the extra ``examples``; the last ones also ``mpi`` and an MPI (``mpiexec``). What an example prints as its
+result it has checked itself: a failed check is another exit status.
 """
 
 import os
