@@ -104,7 +104,7 @@ class PyTorchModule:
 
 
 class PyTorchByHand:
-    """The fastest form that we found: no autograd, no allocation."""
+    """Without autograd, in memory that is there already."""
 
     def __init__(self, lr):
         self.lr = lr
