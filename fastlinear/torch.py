@@ -129,11 +129,12 @@ def _array(name: str, tensor: Tensor, dtype: torch.dtype | None = None) -> Array
         if tensor.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"{name} must be torch.float32 or torch.float64, got {tensor.dtype}; convert with .float()")
     try:
-        return tensor.detach().numpy()
+        memory: Array = tensor.detach().numpy()
     except (TypeError, RuntimeError) as error:
         raise ValueError(
             f"{name} must be a dense tensor on the CPU, got {tensor.layout} on {tensor.device}; use .cpu(), .to_dense()"
         ) from error
+    return memory
 
 
 class _Function(torch.autograd.Function):

@@ -1,0 +1,73 @@
+"""What a user with mypy --strict writes: .ci/run checks this file, nobody runs it."""
+
+from pathlib import Path
+from typing import Any, assert_type
+
+import numpy as np
+from numpy.typing import NDArray
+
+import fastlinear
+from fastlinear import Linear
+
+Array = NDArray[Any]
+
+layer = Linear(3, 2, bias=True, dtype=np.float32, rng=np.random.default_rng(0))
+x: NDArray[np.float32] = np.ones((5, 3), np.float32)
+grad_output: NDArray[np.float32] = np.ones((5, 2), np.float32)
+out = np.empty_like(x)
+
+assert_type(layer(x), Array)
+assert_type(layer([1.0, 2.0, 3.0]), Array)
+assert_type(layer.forward(x, out=np.empty_like(grad_output)), Array)
+assert_type(layer.backward(x, grad_output), Array)
+assert_type(layer.backward(x, grad_output, out=out, scale=0.5), Array)
+layer.backward(x, grad_output, input_grad=False)
+layer.backward_params(x, grad_output, scale=np.float32(0.5))
+assert_type(layer.backward_input(grad_output, out), Array)
+assert_type(layer.backward_update(x, grad_output, 0.1), Array)
+
+
+def learn(input_grad: bool) -> None:
+    assert_type(layer.backward(x, grad_output, input_grad=input_grad), Array | None)
+    assert_type(layer.backward_update(x, grad_output, 0.1, input_grad=input_grad), Array | None)
+
+
+layer.step(np.float64(0.1))
+layer.zero_grad()
+layer.reset(rng=0, stdv=0.1)
+assert_type(layer.weight, Array)
+assert_type(layer.bias, Array | None)
+assert_type(layer.grad_weight, Array)
+layer.weight = np.zeros((2, 3))
+layer.bias = [1.0, 2.0]
+assert_type(layer.in_features, int)
+assert_type(layer.dtype, np.dtype[Any])
+
+assert_type(Linear.from_weights(np.eye(3), None, copy=False), Linear)
+assert_type(layer.astype("float64"), Linear)
+assert_type(layer.state_dict(), dict[str, Array])
+layer.load_state_dict({"weight": np.zeros((2, 3)), "bias": [0.0, 0.0]})
+layer.save(Path("layer.npz"))
+assert_type(Linear.load("layer.npz"), Linear)
+
+assert_type(fastlinear.isa, str)
+assert_type(fastlinear.get_num_threads(), int)
+assert_type(fastlinear.verify(layer, x, grad_output), dict[str, float])
+assert_type(fastlinear.show_config("dicts"), dict[str, Any])
+fastlinear.show_config()
+fastlinear.set_num_threads(2)
+
+
+class Scaled(Linear):
+    """A user's own layer."""
+
+    def twice(self, x: Array) -> Array:
+        return 2 * self(x)
+
+
+# Wrong use is an error of types. With warn_unused_ignores, which --strict turns on, so is an ignore without an error.
+Linear("3", 2)  # type: ignore[arg-type]
+layer.backward(x)  # type: ignore[call-overload]
+layer.backward_update(x, grad_output, "0.1")  # type: ignore[call-overload]
+layer.in_features = 4  # type: ignore[misc]
+fastlinear.show_config("json")  # type: ignore[call-overload]
