@@ -7,6 +7,7 @@ import pytest
 
 from fastlinear import Linear, _dispatch
 
+from .bits import digests, is_fused, recorded
 from .helpers import COMPILED, Problem, assert_same_bits, layer_of, memory_of, placed, run, wild
 
 # Sizes with tails and without, of one tile and of many, past the edges of blocks; batch, in, out.
@@ -266,3 +267,12 @@ def test_instruction_sets_agree(dtype, shape):
         first, *others = (run(_dispatch.load(name), problem, scale=scale, lr=scale) for name in FUSED)
         for other in others:
             assert_all_same(other, first, f"with scale {scale}")
+
+
+def test_recorded_bits(compiled):
+    """Point 6 between machines: AVX2, AVX-512 and NEON compute what was recorded of all three, to the bit. So do the
+    instruction sets without a fused multiply-add, of which there is another recording."""
+    got = [*digests(compiled)]
+    expected = recorded("fused" if is_fused(compiled) else "unfused")
+    assert len(got) == len(expected)
+    assert not {*got} - {*expected}
