@@ -81,6 +81,9 @@ cdef enum:
     TURNED_ROWS = 32       # forward: rows of x whose transposed K_BLOCK_BYTES lie in L2 while W passes by
     TURNED_OUTS = 48       # forward: sums that wait to be transposed; whole tiles of 6 and of 3, whole vectors
 
+cdef extern from "_machine.h" nogil:
+    ctypedef char scratch "SCRATCH char"    # where copies and waiting sums are kept: see there
+
 # ---- the tiles, by dtype
 
 cdef inline void dot(int rows, int cols, const real* x, Py_ssize_t x_row, const real* w, Py_ssize_t w_row, Py_ssize_t k,
@@ -211,7 +214,7 @@ cdef void forward_narrow(const real* x, const real* weight, const real* bias, re
 cdef void forward_packed(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
                          Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t row, Py_ssize_t out_row) noexcept nogil:
     """A large batch: the same sums from a transposed copy of a block of W, 64 bytes of outputs wide."""
-    cdef char memory[K_BLOCK_BYTES * 16 + 64]
+    cdef scratch memory[K_BLOCK_BYTES * 16 + 64]
     cdef real* copy = <real*> (memory + 64 - <size_t> memory % 64)
     cdef Py_ssize_t k_block = K_BLOCK_BYTES // sizeof(real), n, k0, k, o, b0, b1, b
     cdef int width = 64 // <int> sizeof(real), some
@@ -239,7 +242,7 @@ cdef void forward_turned(const real* x, const real* weight, const real* bias, re
                          Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t row, Py_ssize_t out_row,
                          bint far) noexcept nogil:
     """A middling batch: the same sums with the operands exchanged, from a transposed copy of rows of x."""
-    cdef char memory[TURNED_ROWS * K_BLOCK_BYTES + 64]
+    cdef scratch memory[TURNED_ROWS * K_BLOCK_BYTES + 64]
     cdef real sums[TURNED_OUTS * MOST_LANES]
     cdef real* copy = <real*> (memory + 64 - <size_t> memory % 64)
     cdef Py_ssize_t k_block = K_BLOCK_BYTES // sizeof(real), n, k0, k, o, b0, b1, b, panel
@@ -309,7 +312,8 @@ cdef void forward_long(const real* x, const real* weight, const real* bias, real
                        Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t row, Py_ssize_t out_row,
                        bint far) noexcept nogil:
     """Long block after long block, a few outputs at a time: the first into out, the others apart and then added."""
-    cdef real waiting[LONG_ROWS * LONG_OUTS]
+    cdef scratch memory[LONG_ROWS * LONG_OUTS * 8]
+    cdef real* waiting = <real*> memory
     cdef Py_ssize_t long_block = LONG_BLOCKS * (K_BLOCK_BYTES // sizeof(real)), k0, o0, b0, o, b, some, rows
     o0 = 0
     while o0 < outs:
@@ -320,7 +324,7 @@ cdef void forward_long(const real* x, const real* weight, const real* bias, real
             k0 = 0
             while k0 < in_features:
                 forward_block(x + b0 * row + k0, weight + o0 * row + k0, <const real*> NULL,
-                              <real*> waiting if k0 else out + b0 * out_row + o0, rows,
+                              waiting if k0 else out + b0 * out_row + o0, rows,
                               min(long_block, in_features - k0), some, row, LONG_OUTS if k0 else out_row, far)
                 for b in range(rows if k0 else 0):
                     for o in range(some):
@@ -374,7 +378,7 @@ cdef void grad_weight_part(const real* x, const real* grad_output, real scale, r
     # An exact left fold over the batch: each tile goes on from what is stored. A block of rows of x meets group after
     # group of columns of grad_output: these are copied, with the scale applied, so that each tile's lie together; there
     # is no copy where neither matters. Then a panel of x stays in L2 while all tiles of the group pass.
-    cdef char memory[COPY_BYTES + 128]
+    cdef scratch memory[COPY_BYTES + 128]
     cdef real* copy = <real*> (memory + 64 - <size_t> memory % 64)
     cdef int rows = even(o_end - o_begin, AXPY_ROWS), high
     cdef bint direct = scale == 1 and i_end - i_begin <= axpy_width(rows, out)
@@ -445,7 +449,8 @@ cdef void sweep(const real* x, const real* grad_output, real scale, real* weight
     W's rows serves grad_input before it changes."""
     # A batch of one tile of rows streams W: a few rows at a time, the sums of a chunk of columns waiting in L1. A
     # larger batch takes a whole block of rows at a time, so that the sums stay in registers.
-    cdef real waiting[MOST_ROWS * CHUNK]
+    cdef scratch memory[MOST_ROWS * CHUNK * 8]
+    cdef real* waiting = <real*> memory
     cdef int rows = even(b_end - b_begin, AXPY_ROWS)
     cdef bint stream = b_end - b_begin == rows
     cdef bint one = rows == 1 and stream and out != NULL
@@ -462,7 +467,7 @@ cdef void sweep(const real* x, const real* grad_output, real scale, real* weight
         for n in range(max(count(out_features, O_BLOCK), 1)):
             o0 = n * O_BLOCK
             o1 = min(o0 + O_BLOCK, out_features)
-            y = NULL if out == NULL else <real*> waiting if stream and o0 else out + b_begin * in_features + i0
+            y = NULL if out == NULL else waiting if stream and o0 else out + b_begin * in_features + i0
             y_row = chunk if stream and o0 else in_features
             mode = AXPY_ADD if o0 and not stream else AXPY_START
             o = o0
