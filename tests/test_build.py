@@ -137,3 +137,33 @@ def test_version_is_that_of_the_distribution():
         assert version("fastlinear") == fastlinear.__version__
     except PackageNotFoundError:
         pytest.skip("fastlinear runs from its source here and is not installed")
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_changelog_begins_with_this_version():
+    """The version is written once, in _version.py; the newest heading of the changelog is of that version."""
+    newest = re.search(r"^## \[([^]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert newest[1] == fastlinear.__version__
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OMP_STACKSIZE is of the OpenMP runtime on Linux")
+def test_half_a_megabyte_of_stack_is_enough():
+    """Of each kernel, on Python's threads and on OpenMP's; glibc's thread takes some of it for itself."""
+    code = """
+import threading, numpy as np, fastlinear
+fastlinear.set_num_threads(3)
+def work():
+    for dtype in (np.float32, np.float64):
+        for batch, size_in, size_out in ((1, 3000, 900), (6, 3000, 900), (24, 520, 500), (300, 520, 64), (40, 40000, 40)):
+            layer = fastlinear.Linear(size_in, size_out, dtype=dtype, rng=0)
+            x, grad_output = np.ones((batch, size_in), dtype), np.ones((batch, size_out), dtype)
+            layer(x), layer.backward(x, grad_output), layer.backward_update(x, grad_output, 0.1)
+    print("done")
+threading.stack_size(SIZE)
+thread = threading.Thread(target=work)
+thread.start(), thread.join()
+"""
+    run = python(code.replace("SIZE", str(512 * 1024)), OMP_STACKSIZE="512k")
+    assert (run.returncode, run.stdout) == (0, "done\n"), run.stderr
