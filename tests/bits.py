@@ -1,4 +1,4 @@
-"""Digests of what the kernels compute, for comparison between machines: ``python -m tests.bits | diff tests/bits.txt -``.
+"""Digests of what the kernels compute: ``python -m tests.bits | diff tests/bits.txt - | grep '>'`` compares machines.
 
 With ``FASTLINEAR_ISA`` for another instruction set than the best. tests/bits.txt has two recordings: of the instruction
 sets with a fused multiply-add (AVX2, AVX-512 and NEON) and of those without (SSE2, plain arrays); ``python -m
@@ -87,7 +87,7 @@ def recorded(rounding):
 
 
 if __name__ == "__main__":
-    lines = [*digests(_dispatch.load(fastlinear.isa))]
+    lines = sorted(digests(_dispatch.load(fastlinear.isa)))
     if "--record" in sys.argv:
         old = RECORD.read_text().splitlines() if RECORD.exists() else []
         rounding = lines[0].split()[0]

@@ -154,16 +154,17 @@ def test_half_a_megabyte_of_stack_is_enough():
     code = """
 import threading, numpy as np, fastlinear
 fastlinear.set_num_threads(3)
+SHAPES = (1, 3000, 900), (6, 3000, 900), (24, 520, 500), (300, 520, 64), (40, 40000, 40)
 def work():
     for dtype in (np.float32, np.float64):
-        for batch, size_in, size_out in ((1, 3000, 900), (6, 3000, 900), (24, 520, 500), (300, 520, 64), (40, 40000, 40)):
+        for batch, size_in, size_out in SHAPES:
             layer = fastlinear.Linear(size_in, size_out, dtype=dtype, rng=0)
             x, grad_output = np.ones((batch, size_in), dtype), np.ones((batch, size_out), dtype)
             layer(x), layer.backward(x, grad_output), layer.backward_update(x, grad_output, 0.1)
     print("done")
-threading.stack_size(SIZE)
+threading.stack_size(512 * 1024)
 thread = threading.Thread(target=work)
 thread.start(), thread.join()
 """
-    run = python(code.replace("SIZE", str(512 * 1024)), OMP_STACKSIZE="512k")
+    run = python(code, OMP_STACKSIZE="512k")
     assert (run.returncode, run.stdout) == (0, "done\n"), run.stderr
