@@ -15,7 +15,8 @@ root_doc = "docs/index"
 include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/**.md"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 nitpicky = True
-nitpick_ignore = [("py:class", name) for name in ("float32", "float64", "numpy.dtype", "numpy.random.Generator")]
+nitpick_ignore = [("py:class", name) for name in ("numpy.dtype", "numpy.random.Generator", "numpy.random.RandomState")]
+nitpick_ignore_regex = [("py:class", r"[^.]*")]  # words in the types of numpydoc: ndarray, shape, optional
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4  # the anchors that Git hosts make

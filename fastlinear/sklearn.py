@@ -202,9 +202,9 @@ class _LinearModel(BaseEstimator):
 class LinearClassifier(ClassifierMixin, _LinearModel):
     """Softmax regression, trained by minibatch gradient descent on the cross-entropy.
 
-    Minimises the mean of -log p(y) plus alpha/2·|W|², where p is the softmax of x Wᵀ + b; steps have constant length.
-    With two classes there is one row of W: the score of ``classes_[1]``, that of ``classes_[0]`` being 0, so p is
-    the logistic function, and ``coef_`` and ``decision_function`` are as in scikit-learn's own linear classifiers.
+    Minimises the mean of -log p(y) plus ``alpha/2·|W|²``, where p is the softmax of x Wᵀ + b; steps have constant
+    length. With two classes there is one row of W: the score of ``classes_[1]``, that of ``classes_[0]`` being 0, so p
+    is the logistic function, and ``coef_`` and ``decision_function`` are as in scikit-learn's own linear classifiers.
 
     Parameters
     ----------
@@ -346,12 +346,12 @@ def _log_total(scores: Array) -> Array:
 class LinearRegressor(RegressorMixin, _LinearModel):
     """Linear regression of one or more targets, trained by minibatch gradient descent on the squared error.
 
-    Minimises the mean over the rows of |x Wᵀ + b - y|²/2, summed over the targets, plus alpha/2·|W|².
+    Minimises the mean over the rows of ``|x Wᵀ + b - y|²/2``, summed over the targets, plus ``alpha/2·|W|²``.
 
     Parameters
     ----------
     learning_rate : float
-        Of the mean gradient of a batch; constant. Steps along one row diverge from 2/(|x|² + 1), 1 for the bias;
+        Of the mean gradient of a batch; constant. Steps along one row diverge from ``2/(|x|² + 1)``, 1 for the bias;
         larger batches bear more.
     batch_size, max_iter, alpha, fit_intercept, tol, n_iter_no_change, shuffle, random_state, warm_start, verbose
         As in `LinearClassifier`. tol has the unit of the loss, y's squared.

@@ -13,7 +13,8 @@ import fastlinear
 from fastlinear import Linear
 
 HOME = Path(__file__).parents[1]
-PAGES = [HOME / "README.md", HOME / "CONTRIBUTING.md", HOME / "CHANGELOG.md", *sorted(HOME.glob("docs/**/*.md"))]
+PAGES = [HOME / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")]
+PAGES += sorted(HOME.glob("docs/**/*.md"))
 PAGES = [page for page in PAGES if page.is_file()]
 PUBLIC = {name: getattr(fastlinear, name) for name in fastlinear.__all__ if name not in ("__version__", "reference")}
 PUBLIC |= {f"Linear.{name}": getattr(Linear, name) for name in dir(Linear) if not name.startswith("_")}
@@ -60,6 +61,14 @@ def test_moving_over_from(package):
     assert blocks
     for block in blocks:
         exec(block, {})
+
+
+def test_inside_pytorch(tmp_path, monkeypatch):
+    """The blocks of that page, one after another."""
+    pytest.importorskip("torch")
+    pytest.importorskip("safetensors")
+    monkeypatch.chdir(tmp_path)
+    exec("".join(re.findall(r"```python\n(.*?)```", (HOME / "docs/torch.md").read_text(), re.DOTALL)), {})
 
 
 @pytest.mark.thread_unsafe
