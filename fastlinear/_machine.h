@@ -23,8 +23,8 @@ static inline int omp_get_max_threads(void) { return 1; }
 #endif
 
 /* Where a kernel keeps its copies and sums, 192 KiB at most: on the stack. But musl gives OpenMP's threads 128 KiB in all,
-   so there each thread has them apart. That would do anywhere, but costs a call of a tiny layer 3 of its 105 ns (AVX-512):
-   without the large arrays GCC inlines more than is good. -DFASTLINEAR_SMALL_STACKS asks for it elsewhere. */
+   so there each thread has them apart. That would do anywhere, but costs a forward of 5x4 3 to 5 of its 105 ns (AVX-512;
+   why was not found). -DFASTLINEAR_SMALL_STACKS asks for it elsewhere. */
 #if defined(__linux__) && !defined(__GLIBC__) || defined(FASTLINEAR_SMALL_STACKS)
 #define SCRATCH static _Thread_local _Alignas(16)
 #elif defined(_MSC_VER)
