@@ -29,7 +29,11 @@ SHAPES = [
     (256, 1024, 1024),
     (1, 4096, 4096),
 ]
-ROW = "| {} | {} → {} | " + "{:.3g} | {:.3g} | {:.2f} | " * 2 + "|"
+
+
+def microseconds(seconds: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{seconds * 1e6:.0f}" if seconds > 1e-4 else f"{seconds * 1e6:.3g}"
 
 
 def works(shape: tuple[int, int, int]) -> Iterator[dict[str, Work]]:
@@ -65,8 +69,9 @@ def main() -> None:
         cells = []
         for pair in works(shape):
             ours, theirs = interleave(pair, options.seconds).values()
-            cells += [ours * 1e6, theirs * 1e6, theirs / ours]
-        print(ROW.format(shape[0] or "vector", *shape[1:], *cells).removesuffix(" |"), flush=True)
+            cells += [microseconds(ours), microseconds(theirs), f"{theirs / ours:.2f}"]
+        rows, in_features, out_features = shape
+        print("|", " | ".join([str(rows or "vector"), f"{in_features} → {out_features}", *cells]), "|", flush=True)
 
 
 if __name__ == "__main__":
