@@ -32,7 +32,8 @@ SHAPES = [
     (256, 1030, 63),
     (256, 520, 64),
     (35, 34000, 9),
-    (2, 66000, 130),
+    (2, 66000, 3),
+    (2, 33000, 130),
 ]
 FUSED = [name for name in COMPILED if name != "baseline"]
 
@@ -136,7 +137,7 @@ def test_rows_vectors_and_batches(compiled_isa, dtype, shape):
 def test_threads(compiled, dtype, shape):
     """Point 3: 1 to 8 threads, more than there are rows, columns or cores, give the same bits."""
     problem = wild(*shape, dtype)
-    for scale in SCALES:
+    for scale in SCALES if problem.weight.size < 10**6 else SCALES[:1]:
         expected = run(compiled, problem, scale=scale, lr=scale, threads=1)
         for threads in range(2, 9):
             got = run(compiled, problem, scale=scale, lr=scale, threads=threads)
