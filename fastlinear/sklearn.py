@@ -353,8 +353,10 @@ class LinearRegressor(RegressorMixin, _LinearModel):
     learning_rate : float
         Of the mean gradient of a batch; constant. Steps along one row diverge from ``2/(|x|² + 1)``, 1 for the bias;
         larger batches bear more.
-    batch_size, max_iter, alpha, fit_intercept, tol, n_iter_no_change, shuffle, random_state, warm_start, verbose
-        As in `LinearClassifier`. tol has the unit of the loss, y's squared.
+    batch_size, max_iter, alpha, fit_intercept, n_iter_no_change, shuffle, random_state, warm_start, verbose
+        As in `LinearClassifier`.
+    tol : float or None
+        As in `LinearClassifier`, in the unit of the loss, y's squared.
 
     Attributes
     ----------
