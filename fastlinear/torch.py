@@ -51,7 +51,10 @@ class Linear(torch.nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # PyTorch's name
         """x Wᵀ + b for every row of the input (..., in_features); a new tensor (..., out_features)."""
-        weight, bias = self.weight, self.bias
+        try:
+            weight, bias = self._parameters["weight"], self._parameters["bias"]
+        except KeyError:  # computed from others (torch.nn.utils.parametrize, prune)
+            weight, bias = self.weight, self.bias
         if type(input) is not torch.Tensor or _watched():
             return functional.linear(input, weight, bias)
         bound = self._bound
@@ -86,28 +89,25 @@ class _Bound(NamedTuple):
 
     layer: fastlinear.Linear
     weight: Tensor
+    weight_address: int
     bias: Tensor | None
-    addresses: tuple[int, int]
+    bias_address: int
 
     def to(self, weight: Tensor, bias: Tensor | None) -> bool:
         """Whether that is these parameters' memory, still. A storage can get other memory (share_memory_), a parameter
         another storage or another shape (.data = ...)."""
-        return (
-            _addresses(weight, bias) == self.addresses
-            and weight.is_set_to(self.weight)
-            and (bias is None if self.bias is None else bias is not None and bias.is_set_to(self.bias))
-        )
-
-
-def _addresses(weight: Tensor, bias: Tensor | None) -> tuple[int, int]:
-    return weight.data_ptr(), 0 if bias is None else bias.data_ptr()
+        if weight.data_ptr() != self.weight_address or not weight.is_set_to(self.weight):
+            return False
+        if bias is None or self.bias is None:
+            return bias is self.bias
+        return bool(bias.data_ptr() == self.bias_address and bias.is_set_to(self.bias))
 
 
 def _bind(weight: Tensor, bias: Tensor | None) -> _Bound:
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     arrays = _array("weight", weight), None if bias is None else _array("bias", bias, weight.dtype)
-    addresses = _addresses(weight, bias) if _shareable(*arrays) else (-1, -1)
-    return _Bound(_layer(*arrays), weight, bias, addresses)
+    address = weight.data_ptr() if _shareable(*arrays) else -1  # what is a copy now must be one again next time
+    return _Bound(_layer(*arrays), weight, address, bias, 0 if bias is None else bias.data_ptr())
 
 
 def _shareable(*arrays: Array | None) -> bool:
@@ -129,7 +129,7 @@ def _array(name: str, tensor: Tensor, dtype: torch.dtype | None = None) -> Array
         if tensor.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"{name} must be torch.float32 or torch.float64, got {tensor.dtype}; convert with .float()")
     try:
-        memory: Array = tensor.detach().numpy()
+        memory: Array = (tensor.detach() if tensor.requires_grad else tensor).numpy()
     except (TypeError, RuntimeError) as error:
         raise ValueError(
             f"{name} must be a dense tensor on the CPU, got {tensor.layout} on {tensor.device}; use .cpu(), .to_dense()"

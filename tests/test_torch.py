@@ -14,7 +14,7 @@ from .helpers import python
 torch = pytest.importorskip("torch", reason="torch is an extra of its own: pip install '.[torch]'")
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
-from torch.nn.utils import parametrizations  # noqa: E402
+from torch.nn.utils import parametrizations, prune  # noqa: E402
 
 from fastlinear.torch import Linear  # noqa: E402
 
@@ -168,6 +168,14 @@ def _weight_norm(module):
     parametrizations.weight_norm(module)
 
 
+def _bias_computed(module):
+    parametrizations.weight_norm(module, "bias")
+
+
+def _pruned(module):
+    prune.l1_unstructured(module, "weight", amount=0.5)
+
+
 CHANGES = [
     _shared,
     _assigned,
@@ -179,6 +187,8 @@ CHANGES = [
     _no_bias,
     _new_parameter,
     _weight_norm,
+    _bias_computed,
+    _pruned,
 ]
 
 
@@ -190,10 +200,9 @@ def test_parameters_that_move(change):
     module(x)
     change(module)
     close(module(x), functional.linear(x, module.weight, module.bias))
-    got = torch.autograd.grad(module(x).square().sum(), list(module.parameters()))
-    expected = torch.autograd.grad(
-        functional.linear(x, module.weight, module.bias).square().sum(), list(module.parameters())
-    )
+    parameters = list(module.parameters())
+    got = torch.autograd.grad(module(x).square().sum(), parameters, retain_graph=True)
+    expected = torch.autograd.grad(functional.linear(x, module.weight, module.bias).square().sum(), parameters)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
 
