@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import itertools
 import json
 import os
 import subprocess
@@ -34,29 +36,31 @@ ONE_THREAD = dict.fromkeys(
 )
 
 
-def example(shape: tuple[int, int, int], dtype: type[np.floating[Any]]) -> tuple[Linear, Array, Array]:
+def example(
+    shape: tuple[int, int, int], dtype: type[np.floating[Any]], bias: bool = True
+) -> tuple[Linear, Array, Array]:
     """A layer, x and grad_output of that shape."""
     batch, in_features, out_features = shape
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batch, in_features)).astype(dtype)
     grad_output = rng.standard_normal((batch, out_features)).astype(dtype)
-    return Linear(in_features, out_features, dtype=dtype, rng=rng), x, grad_output
+    return Linear(in_features, out_features, bias, dtype, rng), x, grad_output
 
 
 def check() -> tuple[dict[str, dict[str, float]], list[str]]:
     """Hold every operation against the reference: the largest error of each by dtype, and what failed."""
     errors: dict[str, dict[str, float]] = {}
     failures = []
-    for dtype in (np.float32, np.float64):
-        for shape in VERIFIED:
-            try:
-                found = verify(*example(shape, dtype))
-            except ArithmeticError as error:
-                failures.append(f"{shape}, {dtype.__name__}: {error}")
-                continue
-            for name, value in found.items():
-                row = errors.setdefault(name, {})
-                row[dtype.__name__] = max(value, row.get(dtype.__name__, 0.0))
+    dtypes: tuple[type[np.floating[Any]], ...] = np.float32, np.float64
+    for dtype, shape, bias in itertools.product(dtypes, VERIFIED, (True, False)):
+        try:
+            found = verify(*example(shape, dtype, bias))
+        except ArithmeticError as error:
+            failures.append(f"{shape}, {dtype.__name__}: {error}")
+            continue
+        for name, value in found.items():
+            row = errors.setdefault(name, {})
+            row[dtype.__name__] = max(value, row.get(dtype.__name__, 0.0))
     return errors, failures
 
 
@@ -120,6 +124,7 @@ def speed() -> Iterator[dict[str, Any]]:
 
 
 def print_speed() -> None:
+    any_terminal()
     print(f"\nTime of a call in µs, float32, one thread each, medians of {ROUNDS} turns; NumPy {np.__version__}")
     print(f"{'':19}{'forward':^27}  {'backward':^27}")
     print(f"{'batch':>5} {'in':>6} {'out':>6}" + f"{'fastlinear':>11}{'NumPy':>10}{'ratio':>6}  " * 2)
@@ -127,6 +132,12 @@ def print_speed() -> None:
         pairs = [(row[name]["fastlinear"], row[name]["numpy"]) for name in ("forward", "backward")]
         cells = [f"{ours:11.2f}{numpys:10.2f}{numpys / ours:6.1f}" for ours, numpys in pairs]
         print("{batch:5} {in_features:6} {out_features:6}".format(**row) + "  ".join(cells), flush=True)
+
+
+def any_terminal() -> None:
+    """Print something also where the encoding has no Σ or µ, as on a pipe in Windows."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def json_speed() -> None:
@@ -148,6 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="all of it as JSON, for a bug report")
     options = parser.parse_args(arguments)
+    any_terminal()
     if options.json:
         errors, failures = check()
         table = json.loads(on_one_thread(json_speed, stdout=subprocess.PIPE).stdout)

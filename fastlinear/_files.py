@@ -5,7 +5,9 @@ Both hold arrays and nothing else: reading one runs no code, whoever wrote it.
 
 from __future__ import annotations
 
+import math
 import os
+import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +28,15 @@ _MOST_HEADER = 10_000  # bytes; NumPy's own limit
 def save(state: State, path: Path) -> None:
     """Write the arrays under their names. The file is whole or, if anything goes wrong, as it was before."""
     write, _ = _format(path)
-    path = os.fspath(path)
+    path = os.path.realpath(path)  # of a symbolic link, the file that it leads to
     part = f"{path}.{os.getpid()}.{os.urandom(4).hex()}.part"
     try:
         with open(part, "xb") as file:
             write(state, file)
             file.flush()
             os.fsync(file.fileno())
+        with suppress(FileNotFoundError):
+            os.chmod(part, stat.S_IMODE(os.stat(path).st_mode))
         os.replace(part, path)
     except BaseException:
         with suppress(OSError):
@@ -78,7 +82,7 @@ def _read_npz(file: IO[bytes]) -> State:
 
 
 def _read_array(name: str, member: IO[bytes]) -> NDArray[Any]:
-    """As numpy.load does it, but no memory is taken for more bytes than there are."""
+    """As numpy.load does it, but no memory is taken for bytes that are not there, nor for more than the header says."""
     version = np.lib.format.read_magic(member)
     header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if header is None:
@@ -86,10 +90,11 @@ def _read_array(name: str, member: IO[bytes]) -> NDArray[Any]:
     shape, fortran, dtype = header(member, max_header_size=_MOST_HEADER)
     if dtype.kind not in "biuf":
         raise ValueError(f"{name} has dtype {dtype}, which is not a number's")
-    data = bytearray(member.read())
-    size = dtype.itemsize * int(np.prod(shape, dtype=object))
+    size = dtype.itemsize * math.prod(shape)
+    data = bytearray(member.read(size + 1))
     if len(data) != size:
-        raise ValueError(f"{name} has {len(data)} bytes where its shape {shape} and dtype {dtype} need {size}")
+        came = f"{len(data)} bytes" if len(data) < size else "more bytes"
+        raise ValueError(f"{name} has {came} where its shape {shape} and dtype {dtype} need {size}")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
 
     Array = NDArray[Any]
 
+SCALE = 0.5
+"""Of the second accumulation, which checks that the first is kept."""
 LIMIT = 4.0
 """The most that |got - exact| may be, in units of eps · Σ|a||b|, for each element of each output."""
 
@@ -24,15 +26,17 @@ def verify(layer: Linear, x: ArrayLike, grad_output: ArrayLike) -> dict[str, flo
 
     x: (..., in_features), grad_output: (..., out_features), with the same leading axes. The reference runs in a wider
     dtype. The errors are ``max |got - exact| / (eps · Σ|a||b|)``, where the sum is over the products that make up an
-    element, under the names ``output``, ``grad_input``, ``grad_weight``, ``grad_bias``, and ``updated_weight`` and
-    ``updated_bias`` for ``backward_update``. The layer itself does not change.
+    element, under the names ``output``, ``grad_input``, ``grad_weight``, ``grad_bias`` (each the largest of all the
+    ways to them, ``scale`` included), ``updated_weight`` and ``updated_bias`` for ``backward_update``,
+    ``stepped_weight`` and ``stepped_bias`` for ``step``. The layer itself does not change.
 
     >>> layer, rng = Linear(64, 10, rng=0), np.random.default_rng(0)
     >>> x = rng.standard_normal((8, 64), np.float32)
     >>> grad_output = rng.standard_normal((8, 10), np.float32)
     >>> errors = fastlinear.verify(layer, x, grad_output)
-    >>> sorted(errors)
-    ['grad_bias', 'grad_input', 'grad_weight', 'output', 'updated_bias', 'updated_weight']
+    >>> sorted(errors)  # doctest: +NORMALIZE_WHITESPACE
+    ['grad_bias', 'grad_input', 'grad_weight', 'output',
+     'stepped_bias', 'stepped_weight', 'updated_bias', 'updated_weight']
     >>> max(errors.values()) < 4
     True
 
@@ -44,9 +48,14 @@ def verify(layer: Linear, x: ArrayLike, grad_output: ArrayLike) -> dict[str, flo
     trial.zero_grad()
     lr = 0.5
     got: dict[str, Any] = {"output": trial.forward(x), "grad_input": trial.backward(x, grad_output)}
-    got |= {"grad_weight": trial.grad_weight, "grad_bias": trial.grad_bias}
-    got["update_input"] = trial.backward_update(x, grad_output, lr)
-    got |= {"updated_weight": trial.weight, "updated_bias": trial.bias}
+    got |= _copies(grad_weight=trial.grad_weight, grad_bias=trial.grad_bias)
+    got["alone grad_input"] = trial.backward_input(grad_output)
+    trial.backward_params(x, grad_output, scale=SCALE)
+    got |= _copies(**{"scaled grad_weight": trial.grad_weight, "scaled grad_bias": trial.grad_bias})
+    got["update grad_input"] = trial.backward_update(x, grad_output, lr)
+    got |= _copies(updated_weight=trial.weight, updated_bias=trial.bias)
+    trial.step(lr)
+    got |= _copies(stepped_weight=trial.weight, stepped_bias=trial.bias)
 
     wide = np.longdouble if layer.dtype == np.float64 else np.float64
     arguments = (x, grad_output, layer.weight, layer.bias)
@@ -54,9 +63,10 @@ def verify(layer: Linear, x: ArrayLike, grad_output: ArrayLike) -> dict[str, flo
     terms = _run_reference(
         -lr, *(None if a is None else np.abs(np.asarray(a, layer.dtype)).astype(wide) for a in arguments)
     )
-    got, exact, terms = ({k: v for k, v in d.items() if v is not None} for d in (got, exact, terms))
-    errors = {name: _error(value, exact[name], terms[name], layer) for name, value in got.items()}
-    errors["grad_input"] = max(errors["grad_input"], errors.pop("update_input"))
+    errors: dict[str, float] = {}
+    for name, value in got.items():
+        result = name.split()[-1]
+        errors[result] = max(errors.get(result, 0.0), _error(value, exact[name], terms[name], layer))
     if bad := {name: error for name, error in errors.items() if not error <= LIMIT}:
         raise ArithmeticError(f"{layer!r}: error over {LIMIT} eps · Σ|a||b| in {bad}")
     return errors
@@ -71,23 +81,31 @@ def _run_reference(lr: float, *arguments: Any) -> dict[str, Any]:
     output, grad_input = np.empty_like(grad_output), np.empty_like(x)
     reference.forward(x, weight, bias, output)
     reference.grad_input(grad_output, weight, grad_input)
-    grad_weight, updated_weight = np.zeros_like(weight), weight.copy()
-    reference.grad_weight(x, grad_output, 1.0, grad_weight)
-    grad_bias = updated_bias = None
+    parameters, gradients = [weight.copy()], [np.zeros_like(weight)]
     if bias is not None:
-        grad_bias, updated_bias = np.zeros_like(bias), bias.copy()
-        reference.grad_bias(grad_output, 1.0, grad_bias)
-    update_input = np.empty_like(x)
-    reference.update(x, grad_output, lr, updated_weight, updated_bias, update_input)
-    return {
-        "output": output.reshape(*shape[:-1], weight.shape[0]),
-        "grad_input": grad_input.reshape(shape),
-        "grad_weight": grad_weight,
-        "grad_bias": grad_bias,
-        "update_input": update_input.reshape(shape),
-        "updated_weight": updated_weight,
-        "updated_bias": updated_bias,
-    }
+        parameters.append(bias.copy())
+        gradients.append(np.zeros_like(bias))
+    results = {}
+    for name, scale in (("grad", 1.0), ("scaled grad", SCALE)):
+        reference.grad_weight(x, grad_output, scale, gradients[0])
+        if bias is not None:
+            reference.grad_bias(grad_output, scale, gradients[1])
+        results[name] = [gradient.copy() for gradient in gradients]
+    reference.update(x, grad_output, lr, parameters[0], parameters[1] if bias is not None else None, None)
+    results["updated"] = [parameter.copy() for parameter in parameters]
+    for gradient, parameter in zip(gradients, parameters, strict=True):
+        reference.step(gradient, lr, parameter)
+    results["stepped"] = parameters
+    found = {f"{name}_weight": arrays[0] for name, arrays in results.items()}
+    if bias is not None:
+        found |= {f"{name}_bias": arrays[1] for name, arrays in results.items()}
+    grad_input = grad_input.reshape(shape)
+    found |= dict.fromkeys(("grad_input", "alone grad_input", "update grad_input"), grad_input)
+    return found | {"output": output.reshape(*shape[:-1], weight.shape[0])}
+
+
+def _copies(**arrays: Array | None) -> dict[str, Array]:
+    return {name: array.copy() for name, array in arrays.items() if array is not None}
 
 
 def _error(got: Array, exact: Array, terms: Array, layer: Linear) -> float:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
 
     import torch
     from numpy.typing import ArrayLike, DTypeLike, NDArray
+    from typing_extensions import Self
 
     Array = NDArray[Any]
     Result = TypeVar("Result", Array, Array | None)
@@ -111,7 +112,7 @@ class Linear(Layer):
         self.reset(rng)
 
     @classmethod
-    def from_weights(cls, weight: ArrayLike, bias: ArrayLike | None = None, copy: bool = True) -> Linear:
+    def from_weights(cls, weight: ArrayLike, bias: ArrayLike | None = None, copy: bool = True) -> Self:
         """A layer with these parameters: weight (out_features, in_features), bias (out_features,) or None.
 
         The layer has the dtype of weight. With ``copy=False`` it shares the memory of both arrays, which must then
@@ -157,7 +158,7 @@ class Linear(Layer):
         return layer
 
     @classmethod
-    def from_torch(cls, module: torch.nn.Linear, copy: bool = True) -> Linear:
+    def from_torch(cls, module: torch.nn.Linear, copy: bool = True) -> Self:
         """A layer with the parameters of a ``torch.nn.Linear``, which are float32 or float64 and on the CPU.
 
         With ``copy=False`` both have the same memory, and what one learns the other knows. A module on another device
@@ -175,7 +176,10 @@ class Linear(Layer):
         from fastlinear.torch import module_of
 
         weight, bias, _, _ = self._memory()
-        if copy:
+        if not copy:
+            for name, parameter in (("weight", weight), ("bias", bias)):
+                self._check_frozen(f"to_torch: copy=False: {name}", parameter)
+        else:
             weight, bias = weight.copy(), None if bias is None else bias.copy()
         return module_of(weight, bias)
 
@@ -253,7 +257,7 @@ class Linear(Layer):
         _files.save(self.state_dict(), path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Linear:
+    def load(cls, path: str | os.PathLike[str]) -> Self:
         """A layer with the parameters of a file of .npz or .safetensors: ``weight`` and, unless it has none, ``bias``.
 
         The layer has their dtype, float32 or float64. Nothing in a file is ever run. A damaged file, and one with
@@ -266,7 +270,7 @@ class Linear(Layer):
             )
         return cls.from_weights(state["weight"], state.get("bias"))
 
-    def astype(self, dtype: DTypeLike) -> Linear:
+    def astype(self, dtype: DTypeLike) -> Self:
         """A copy of the layer in another dtype, float32 or float64, gradients included.
 
         >>> Linear(3, 2).astype(np.float64)

@@ -95,7 +95,8 @@ class _LinearModel(BaseEstimator):
         if weights is not None:
             if not weights.any():
                 raise ValueError("sample_weight is zero for every row: nothing to learn from")
-            weights = weights / weights.mean()
+            weights = weights / weights.max()  # first, for their sum may overflow
+            weights /= weights.mean()
         random = check_random_state(self.random_state)
         losses: list[float] = []
         best, waited = np.inf, 0
@@ -130,7 +131,11 @@ class _LinearModel(BaseEstimator):
         ):  # fmt: skip
             check_scalar(getattr(self, name), name, kind, min_val=least)
         if self.tol is not None:
-            check_scalar(self.tol, "tol", Real)
+            check_scalar(self.tol, "tol", Real, min_val=0)
+            if not np.isfinite(self.tol):
+                raise ValueError(f"tol must be finite or None, got {self.tol}")
+        for name in ("fit_intercept", "shuffle", "warm_start", "verbose"):
+            check_scalar(getattr(self, name), name, (bool, np.bool_, Integral))
         model = copy(self)
         begin = begin or not hasattr(self, "layer_")
         dtype = [np.float64, np.float32] if begin else self.layer_.dtype
@@ -315,11 +320,14 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
             classes = np.unique(y if classes is None else classes)
         if begin:
             if len(classes) < 2:
-                raise ValueError(f"{type(self).__name__} needs at least two classes, got 1 class: {classes}")
+                number = f"{len(classes)} class{'es' * (len(classes) != 1)}"
+                raise ValueError(f"{type(self).__name__} needs at least two classes, got {number}: {classes}")
             self.classes_: Array = classes
         elif classes is not None and not np.array_equal(classes, self.classes_):
             raise ValueError(f"classes must be those of the first call, {self.classes_}, got {classes}")
         known = self.classes_
+        if (known != known).any():
+            raise ValueError(f"classes must not have NaN, got {known}")
         places = np.searchsorted(known, y).clip(max=len(known) - 1)
         strange = known[places] != y
         if strange.any():

@@ -20,7 +20,6 @@ try:
     import torch
 except ImportError as error:
     raise ImportError("fastlinear.torch needs PyTorch: pip install 'fastlinear[torch]'") from error
-from torch.autograd import forward_ad
 from torch.nn import functional
 
 import fastlinear
@@ -34,6 +33,22 @@ if TYPE_CHECKING:
 __all__ = ["Linear"]
 
 
+try:
+    # What tells whether someone is watching; none of it is public.
+    from torch._C import (
+        _are_functorch_transforms_active,
+        _functorch,
+        _get_tracing_state,
+        _len_torch_dispatch_stack,
+        _len_torch_function_stack,
+    )
+    from torch.autograd import forward_ad
+
+    forward_ad._current_level  # noqa: B018
+except (ImportError, AttributeError) as error:
+    raise ImportError(f"fastlinear.torch knows PyTorch 2.13, and this one, {torch.__version__}, differs") from error
+
+
 class Linear(torch.nn.Linear):
     """``torch.nn.Linear``, computed by fastlinear: same constructor, parameters, state_dict and gradients.
 
@@ -42,9 +57,10 @@ class Linear(torch.nn.Linear):
     Results keep fastlinear's promises: a row's output does not depend on its batch or on the number of threads, which
     is fastlinear's (``fastlinear.set_num_threads``), not PyTorch's.
 
-    Backward is fastlinear's, too. In what it does not know, PyTorch's own ``nn.Linear`` computes: second derivatives,
-    forward-mode derivatives, ``torch.func`` (vmap, grad, ...), ``torch.compile``, ``torch.jit``, autocast, and
-    subclasses of Tensor.
+    Backward is fastlinear's, too. In what it does not know, PyTorch's own ``nn.Linear`` computes: second derivatives
+    (``create_graph=True``), forward-mode derivatives, ``torch.func`` (vmap, grad, ...), ``torch.compile``,
+    ``torch.jit.trace``, autocast, modes (``FlopCounterMode``, ``set_default_device``), subclasses of Tensor, and a
+    weight that is not contiguous.
     """
 
     _bound: _Bound | None = None
@@ -55,32 +71,44 @@ class Linear(torch.nn.Linear):
             weight, bias = self._parameters["weight"], self._parameters["bias"]
         except KeyError:  # computed from others (torch.nn.utils.parametrize, prune)
             weight, bias = self.weight, self.bias
-        if type(input) is not torch.Tensor or _watched():
+        if type(input) not in _PLAIN or _watched():
             return functional.linear(input, weight, bias)
         bound = self._bound
-        if bound is None or not bound.to(weight, bias):
+        if bound is None or not bound.is_on(weight, bias):
             # PyTorch may have moved the parameters: to(), load_state_dict(assign=True), share_memory_(), .data = ...
             bound = _bind(weight, bias)
             self.__dict__["_bound"] = bound
+            if bound is None:
+                return functional.linear(input, weight, bias)
         if torch.is_grad_enabled() and (
             input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
         ):
-            return _Function.apply(input, weight, bias, bound.layer)
+            return FastLinear.apply(input, weight, bias, bound.layer)
         return torch.from_numpy(bound.layer(_array("input", input, bound.weight.dtype)))
+
+    def _apply(self, *arguments: Any, **options: Any) -> Any:
+        """What to(), half(), share_memory() and their like do: the memory from before is not held any longer."""
+        self.__dict__["_bound"] = None
+        return super()._apply(*arguments, **options)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy and pickle: the copy has parameters of its own."""
         return {name: value for name, value in self.__dict__.items() if name != "_bound"}
 
 
+_PLAIN = torch.Tensor, torch.nn.Parameter
+
+
 def _watched() -> bool:
     """Whether someone wants to see each operation or to change what it does, and so must meet PyTorch's own."""
     return (
-        torch._C._are_functorch_transforms_active()
+        _are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or torch.is_autocast_enabled("cpu")
         or torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
+        or _get_tracing_state() is not None
+        or _len_torch_dispatch_stack() > 0
+        or _len_torch_function_stack() > 0
     )
 
 
@@ -93,7 +121,7 @@ class _Bound(NamedTuple):
     bias: Tensor | None
     bias_address: int
 
-    def to(self, weight: Tensor, bias: Tensor | None) -> bool:
+    def is_on(self, weight: Tensor, bias: Tensor | None) -> bool:
         """Whether that is these parameters' memory, still. A storage can get other memory (share_memory_), a parameter
         another storage or another shape (.data = ...)."""
         if weight.data_ptr() != self.weight_address or not weight.is_set_to(self.weight):
@@ -103,21 +131,21 @@ class _Bound(NamedTuple):
         return bool(bias.data_ptr() == self.bias_address and bias.is_set_to(self.bias))
 
 
-def _bind(weight: Tensor, bias: Tensor | None) -> _Bound:
+def _bind(weight: Tensor, bias: Tensor | None) -> _Bound | None:
+    """None for parameters that PyTorch must handle itself: subclasses of Tensor, and what is not contiguous."""
+    if type(weight) not in _PLAIN or (bias is not None and type(bias) not in _PLAIN):
+        return None
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     arrays = _array("weight", weight), None if bias is None else _array("bias", bias, weight.dtype)
-    address = weight.data_ptr() if _shareable(*arrays) else -1  # what is a copy now must be one again next time
-    return _Bound(_layer(*arrays), weight, address, bias, 0 if bias is None else bias.data_ptr())
-
-
-def _shareable(*arrays: Array | None) -> bool:
-    return all(a is None or a.flags.carray for a in arrays)
+    if not all(array is None or array.flags.carray for array in arrays):
+        return None
+    return _Bound(_layer(*arrays), weight, weight.data_ptr(), bias, 0 if bias is None else bias.data_ptr())
 
 
 def _layer(weight: Array, bias: Array | None) -> fastlinear.Linear:
-    """A layer on that memory, or on copies if it is not contiguous."""
+    """A layer on that memory."""
     layer = fastlinear.Linear.__new__(fastlinear.Linear)
-    layer._bind(*(a if _shareable(a) else np.require(a, None, ("C", "A", "W")) for a in (weight, bias)))
+    layer._bind(weight, bias)
     return layer
 
 
@@ -128,50 +156,65 @@ def _array(name: str, tensor: Tensor, dtype: torch.dtype | None = None) -> Array
             raise TypeError(f"{name} must be {dtype} like the weight, got {tensor.dtype}; convert it with .to({dtype})")
         if tensor.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"{name} must be torch.float32 or torch.float64, got {tensor.dtype}; convert with .float()")
-    try:
-        memory: Array = (tensor.detach() if tensor.requires_grad else tensor).numpy()
-    except (TypeError, RuntimeError) as error:
+    if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
         raise ValueError(
             f"{name} must be a dense tensor on the CPU, got {tensor.layout} on {tensor.device}; use .cpu(), .to_dense()"
-        ) from error
+        )
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    memory: Array = (tensor.resolve_neg() if tensor.is_neg() else tensor).numpy()
     return memory
 
 
-class _Function(torch.autograd.Function):
+class FastLinear(torch.autograd.Function):
     """The layer as a node of autograd."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: fastlinear.Linear) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return torch.from_numpy(layer(_array("input", x, weight.dtype)))
+        y = torch.from_numpy(layer(_array("input", x, weight.dtype)))
+        for_x, for_weight, *_ = ctx.needs_input_grad
+        ctx.save_for_backward(x if for_weight else None, weight if for_x else None)
+        ctx.shape = weight.shape
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias, _ = ctx.needs_input_grad
+        out_features, in_features = ctx.shape
         # With create_graph=True what is done here is differentiated in turn; is_grads_batched=True has many at once.
-        if torch.is_grad_enabled() or _watched() or torch._C._functorch.is_legacy_batchedtensor(grad_output):
-            rows = grad_output.reshape(-1, len(weight))
+        if (
+            torch.is_grad_enabled()
+            or type(grad_output) is not torch.Tensor
+            or _watched()
+            or _functorch.is_legacy_batchedtensor(grad_output)
+        ):
+            rows = grad_output.reshape(-1, out_features)
             return (
                 grad_output @ weight if for_x else None,
-                rows.T @ x.reshape(-1, weight.shape[1]) if for_weight else None,
+                rows.T @ x.reshape(-1, in_features) if for_weight else None,
                 rows.sum(0) if for_bias else None,
                 None,
             )
 
-        gradient = _array("grad_output", grad_output, weight.dtype)
-        memory = _array("weight", weight)
-        # A layer for this once, whose gradients become PyTorch's. Backward does not read the bias.
-        layer = _layer(memory, np.empty(len(memory), memory.dtype) if for_bias else None)
+        gradient = _array("grad_output", grad_output)
+        # A layer for this once, whose gradients become PyTorch's. Backward reads no bias, nor here more of the weight
+        # than it was saved for.
+        memory = (
+            np.require(_array("weight", weight), None, ["C", "A", "W"])
+            if for_x
+            else np.empty(ctx.shape, gradient.dtype)
+        )
+        layer = _layer(memory, np.empty(out_features, memory.dtype) if for_bias else None)
         grad_x = grad_weight = grad_bias = None
         if for_weight:
-            grad_x = layer.backward(_array("input", x, weight.dtype), gradient, input_grad=for_x)
+            grad_x = layer.backward(_array("input", x), gradient, input_grad=for_x)
             grad_weight, grad_bias = layer.grad_weight, layer.grad_bias
         else:
             if for_x:
                 grad_x = layer.backward_input(gradient)
             if for_bias:
-                grad_bias = gradient.reshape(-1, len(memory)).sum(0)
+                grad_bias = gradient.reshape(-1, out_features).sum(0)
         return *(None if g is None else torch.from_numpy(g) for g in (grad_x, grad_weight, grad_bias)), None
 
 

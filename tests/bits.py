@@ -83,13 +83,13 @@ def digests(kernels):
 
 def recorded(rounding):
     """The lines of one of the two recordings."""
-    return [line for line in RECORD.read_text().splitlines() if line.startswith(f"{rounding} ")]
+    return [line for line in RECORD.read_text(encoding="utf-8").splitlines() if line.startswith(f"{rounding} ")]
 
 
 if __name__ == "__main__":
     lines = sorted(digests(_dispatch.load(fastlinear.isa)))
     if "--record" in sys.argv:
-        old = RECORD.read_text().splitlines() if RECORD.exists() else []
+        old = RECORD.read_text(encoding="utf-8").splitlines() if RECORD.exists() else []
         rounding = lines[0].split()[0]
         others = [line for line in old if not line.startswith(f"{rounding} ")]
         RECORD.write_text("\n".join(sorted([*others, *lines])) + "\n")

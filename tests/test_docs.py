@@ -28,6 +28,10 @@ def named(page):
     return str(page.relative_to(HOME))
 
 
+def read(page):
+    return page.read_text(encoding="utf-8")
+
+
 @pytest.fixture
 def threads():
     before = fastlinear.get_num_threads()
@@ -42,11 +46,11 @@ def run(text, names, where):
 
 
 @pytest.mark.thread_unsafe
-@pytest.mark.parametrize("page", [page for page in PAGES if ">>> " in page.read_text()], ids=named)
+@pytest.mark.parametrize("page", [page for page in PAGES if ">>> " in read(page)], ids=named)
 def test_pages_run(page, threads):
     if page.name == "how-it-is-fast.md" and fastlinear.isa not in ("avx512", "avx2"):
         pytest.skip("it shows the bits of fused multiply-adds")
-    text = page.read_text()
+    text = read(page)
     for package in re.findall(r"^>>> (?:from|import) (\w+)", text, re.MULTILINE):
         pytest.importorskip(package)
     run(text, {}, str(page))
@@ -56,7 +60,7 @@ def test_pages_run(page, threads):
 def test_moving_over_from(package):
     """The blocks with other libraries: their assertions hold."""
     pytest.importorskip(package)
-    blocks = re.findall(r"```python\n(.*?)```", (HOME / "docs/moving-over.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", read(HOME / "docs/moving-over.md"), re.DOTALL)
     blocks = [block for block in blocks if re.search(rf"^(import|from) {package}\b", block, re.MULTILINE)]
     assert blocks
     for block in blocks:
@@ -68,7 +72,7 @@ def test_inside_pytorch(tmp_path, monkeypatch):
     pytest.importorskip("torch")
     pytest.importorskip("safetensors")
     monkeypatch.chdir(tmp_path)
-    exec("".join(re.findall(r"```python\n(.*?)```", (HOME / "docs/torch.md").read_text(), re.DOTALL)), {})
+    exec("".join(re.findall(r"```python\n(.*?)```", read(HOME / "docs/torch.md"), re.DOTALL)), {})
 
 
 @pytest.mark.thread_unsafe
@@ -78,26 +82,26 @@ def test_docstrings_run(name, threads):
 
 
 def test_everything_public_is_on_the_page_of_the_interface():
-    listed = set(re.findall(r"^\.\. auto\w+:: (\S+)$", (HOME / "docs/api.md").read_text(), re.MULTILINE))
+    listed = set(re.findall(r"^\.\. auto\w+:: (\S+)$", read(HOME / "docs/api.md"), re.MULTILINE))
     inherent = {"Linear.in_features", "Linear.out_features", "Linear.dtype"}  # in the docstring of the class
     assert set(PUBLIC) - inherent <= listed
 
 
 def names(module):
-    tree = ast.parse((HOME / "tests" / module).read_text())
+    tree = ast.parse(read(HOME / "tests" / module))
     return {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_tests_that_are_named_exist(page):
-    for module, test in re.findall(r"(test_\w+\.py)::(\w+)", page.read_text()):
+    for module, test in re.findall(r"(test_\w+\.py)::(\w+)", read(page)):
         assert test in names(module), f"{module}::{test}"
 
 
 def test_every_promise_has_a_test():
     """Each row of each table with a column "shown by" names a test."""
     rows = 0
-    for table in (HOME / "docs/reliability.md").read_text().split("\n\n"):
+    for table in read(HOME / "docs/reliability.md").split("\n\n"):
         header, *lines = table.splitlines()
         if header.endswith("| shown by |"):
             for line in lines[1:]:
@@ -109,12 +113,12 @@ def test_every_promise_has_a_test():
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_links_lead_somewhere(page):
     """Relative links: the file is there, and the heading in it."""
-    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+    for link in re.findall(r"\]\(([^)\s]+)\)", read(page)):
         if link.startswith(("http:", "https:")):
             continue
         path, _, heading = link.partition("#")
         target = (page.parent / path) if path else page
         assert target.exists(), link
         if heading:
-            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            headings = re.findall(r"^#+ (.*)$", read(target), re.MULTILINE)
             assert heading in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings], link

@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import sys
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -314,3 +315,32 @@ def test_a_layer_keeps_its_memory():
 
 def test_formats_are_those_documented():
     assert list(_files._FORMATS) == SUFFIXES
+
+
+@pytest.mark.thread_unsafe(reason="tracemalloc")
+def test_a_small_file_takes_little_memory(tmp_path):
+    """A compressed member that goes on for 100 MB after what its header says is refused before it is read."""
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("weight.npy", member(descr="'<f4'", shape=(1, 1), data=bytes(10**8)))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="weight has more bytes where its shape"):
+        Linear.load(path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10**7
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="symbolic links and modes")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_that_is_replaced_keeps_its_mode_and_its_link(tmp_path, suffix):
+    """Saving over a private file leaves it private, and over a symbolic link writes what it leads to."""
+    target, link = tmp_path / f"target{suffix}", tmp_path / f"link{suffix}"
+    Linear(3, 2, rng=0).save(target)
+    target.chmod(0o600)
+    link.symlink_to(target)
+    layer = Linear(3, 2, rng=1)
+    layer.save(link)
+    assert link.is_symlink()
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert np.array_equal(Linear.load(target).weight, layer.weight)

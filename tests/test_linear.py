@@ -454,15 +454,15 @@ def test_verify(isa, dtype, bias, batch):
     before = memory_of(layer)
     x, g = rng.standard_normal((*batch, 70), dtype), rng.standard_normal((*batch, 33), dtype)
     errors = fastlinear.verify(layer, x, g)
-    assert set(errors) == {"output", "grad_input", "grad_weight", "updated_weight"} | (
-        {"grad_bias", "updated_bias"} if bias else set()
+    assert set(errors) == {"output", "grad_input", "grad_weight", "updated_weight", "stepped_weight"} | (
+        {"grad_bias", "updated_bias", "stepped_bias"} if bias else set()
     )
     assert all(0 <= error <= 4 for error in errors.values())
     assert any(errors.values()) or x.size == 0
     assert_same_memory(layer, before)
 
 
-@pytest.mark.parametrize("kernel", ["forward", "grad_input", "grad_weight", "grad_bias", "update"])
+@pytest.mark.parametrize("kernel", ["forward", "grad_input", "grad_weight", "grad_bias", "update", "step"])
 @pytest.mark.parametrize("flaw", [1e-5, np.nan], ids=["off", "nan"])
 def test_verify_finds_a_wrong_kernel(monkeypatch, kernel, flaw):
     """One element of one kernel's result that is off, or NaN, is an ArithmeticError."""
@@ -480,6 +480,29 @@ def test_verify_finds_a_wrong_kernel(monkeypatch, kernel, flaw):
     _layer.use_kernels(kernels)
     try:
         with pytest.raises(ArithmeticError, match="error over 4"):
+            fastlinear.verify(layer, problem.x, problem.grad_output)
+    finally:
+        _layer.use_kernels(before)
+
+
+@pytest.mark.parametrize("kernel", ["grad_weight", "grad_bias"])
+@pytest.mark.parametrize("slip", ["scale", "accumulation"])
+def test_verify_finds_what_one_plain_backward_does_not_show(kernel, slip):
+    """A kernel that ignores scale, and one that overwrites instead of adding, is an ArithmeticError."""
+    problem = normal(3, 7, 5, np.float32)
+    layer, right = layer_of(problem), getattr(reference, kernel)
+
+    def wrong(*args):
+        *inputs, scale, out = args
+        if slip == "accumulation":
+            out[...] = 0
+        right(*inputs, scale if slip == "accumulation" else 1.0, out)
+
+    kernels = SimpleNamespace(**{**vars(reference), kernel: wrong})
+    before = _dispatch.load(fastlinear.isa)
+    _layer.use_kernels(kernels)
+    try:
+        with pytest.raises(ArithmeticError, match=f"error over 4.*{kernel}"):
             fastlinear.verify(layer, problem.x, problem.grad_output)
     finally:
         _layer.use_kernels(before)

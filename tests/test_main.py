@@ -68,6 +68,14 @@ def test_without_threadpoolctl():
     assert "pip install threadpoolctl" in run.stdout
 
 
+def test_any_terminal():
+    """Where the encoding has no Σ or µ, as on a pipe in Windows, they are replaced."""
+    code = "from fastlinear import __main__ as main; main.any_terminal(); main.print_check(*main.check())"
+    run = python(code, PYTHONIOENCODING="ascii")
+    assert run.returncode == 0, run.stderr
+    assert "units of eps" in run.stdout
+
+
 def test_bad_mode():
     with pytest.raises(ValueError, match="mode must be 'stdout' or 'dicts', got 'json'"):
         fastlinear.show_config(mode="json")

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ from .helpers import python
 
 torch = pytest.importorskip("torch", reason="torch is an extra of its own: pip install '.[torch]'")
 from torch import nn  # noqa: E402
+from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
 from torch.nn import functional  # noqa: E402
 from torch.nn.utils import parametrizations, prune  # noqa: E402
+from torch.overrides import TorchFunctionMode  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from fastlinear.torch import Linear  # noqa: E402
 
@@ -126,6 +130,68 @@ def test_changed_between_forward_and_backward():
         module.weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+def test_only_what_backward_needs_must_stay():
+    """As in PyTorch: a weight may change where no gradient of the input is wanted, an input where the weight is
+    frozen, and parameters may come from inference mode."""
+    results = []
+    for module in pair(4, 3):
+        x = torch.ones(2, 4)
+        y = module(x)
+        with torch.no_grad():
+            module.weight.add_(1)
+        y.sum().backward()
+        frozen = copy.deepcopy(module).requires_grad_(False)
+        x = torch.ones(2, 4, requires_grad=True)
+        inner = 2 * x
+        y = frozen(inner)
+        inner.data.zero_()
+        inner.add_(1)
+        y.sum().backward()
+        results.append((module.weight.grad, module.bias.grad, x.grad))
+    for got, expected in zip(*results, strict=True):
+        close(got, expected)
+    with torch.inference_mode():
+        module = Linear(4, 3)
+    module.requires_grad_(False)
+    assert module(torch.ones(2, 4)).shape == (2, 3)
+
+
+def test_a_parameter_as_input():
+    """A learned input keeps the promise about batches, too."""
+    module = Linear(300, 5)
+    queries = nn.Parameter(torch.randn(9, 300))
+    y = module(queries)
+    assert type(y.grad_fn).__name__ == "FastLinearBackward"
+    assert torch.equal(module(queries[3]), y[3])
+
+
+def test_the_negative_bit():
+    """The imaginary part of a conjugated tensor is a view with its sign to come."""
+    ours, theirs = pair(4, 3)
+    x = torch.randn(2, 4, dtype=torch.complex64).conj().imag
+    assert x.is_neg()
+    close(ours(x), theirs(x))
+
+
+class Tenfold(torch.Tensor):
+    """A weight with arithmetic of its own."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), options=None):
+        result = super().__torch_function__(function, types, arguments, options or {})
+        return 10 * result if function is functional.linear else result
+
+
+def test_a_subclass_as_weight():
+    """A weight that does its own arithmetic does it here, too."""
+    ours, theirs = pair(4, 3, bias=False)
+    x = torch.ones(2, 4)
+    ours(x)
+    for module in (ours, theirs):
+        module.weight = nn.Parameter(torch.ones(3, 4).as_subclass(Tenfold))
+    assert ours(x).max() == theirs(x).max() == 40
 
 
 def _shared(module):
@@ -250,7 +316,26 @@ def _autocast(module, x):
         return module(x)
 
 
+def _flops(module, x):
+    with FlopCounterMode(display=False) as counter:
+        y = module(x)
+    return y + counter.get_total_flops()
+
+
+def _function_mode(module, x):
+    class Doubling(TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), options=None):
+            result = function(*arguments, **(options or {}))
+            return 2 * result if function is functional.linear else result
+
+    with Doubling():
+        return module(x)
+
+
 WATCHERS = {
+    "make_fx": lambda module, x: make_fx(module)(x)(2 * x),
+    "FlopCounterMode": _flops,
+    "TorchFunctionMode": _function_mode,
     "vmap": lambda module, x: torch.vmap(module)(x),
     "vmap without grad": lambda module, x: torch.no_grad()(torch.vmap(module))(x),
     "grad of each sample": lambda module, x: torch.vmap(torch.func.grad(lambda row: module(row).square().sum()))(x),
@@ -358,8 +443,22 @@ def test_modules_that_do_not_fit(module, error, message):
         fastlinear.Linear.from_torch(module())
 
 
+def test_the_memory_from_before_is_let_go():
+    """half() and its like free the float32 weights at once."""
+    module = Linear(3, 2)
+    module(torch.ones(3))
+    memory = weakref.ref(module._bound.layer)
+    module.half()
+    assert memory() is None
+
+
 def test_what_cannot_be_shared():
-    """copy=False of a transposed weight is a ValueError; a copy of it is right."""
+    """copy=False of a transposed weight, and of a read-only one, is a ValueError; a copy of it is right."""
+    layer = fastlinear.Linear(3, 2, rng=0)
+    layer.weight.flags.writeable = False
+    with pytest.raises(ValueError, match=r"to_torch: copy=False: weight was made read-only"):
+        layer.to_torch(copy=False)
+    assert np.array_equal(layer.to_torch().weight.detach().numpy(), layer.weight)
     module = nn.Linear(3, 2)
     module.weight.data = torch.randn(3, 2).T
     with pytest.raises(ValueError, match="copy=False needs weight"):

@@ -65,6 +65,10 @@ class Scaled(Linear):
         return 2 * self(x)
 
 
+assert_type(Scaled.from_weights(np.eye(3)), Scaled)
+assert_type(Scaled.load("layer.npz"), Scaled)
+assert_type(Scaled(3, 2).astype(np.float64), Scaled)
+
 # Wrong use is an error of types. With warn_unused_ignores, which --strict turns on, so is an ignore without an error.
 Linear("3", 2)  # type: ignore[arg-type]
 layer.backward(x)  # type: ignore[call-overload]
