@@ -100,6 +100,8 @@ def main():
     parser.add_argument("--lr", type=float, default=0.5, help="learning rate")
     parser.add_argument("--output", type=Path, default=Path("digits-output"), help="folder for weights and picture")
     options = parser.parse_args()
+    if options.epochs < 1 or options.batch_size < 1:
+        parser.error("--epochs and --batch-size must be at least 1")
     options.output.mkdir(parents=True, exist_ok=True)
 
     images, digits = load_digits(return_X_y=True)

@@ -109,6 +109,7 @@ def test_control_gradient():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("digits.py", ["--epochs", "0"], "--epochs and --batch-size must be at least 1"),
         ("online.py", ["--rows", "0"], "--rows must be at least 1"),
         ("control.py", ["--iterations", "0"], "must be at least 1"),
         ("control.py", ["--iterations", "1"], "fewer than 95%"),
