@@ -485,6 +485,7 @@ def test_verify_finds_a_wrong_kernel(monkeypatch, kernel, flaw):
         _layer.use_kernels(before)
 
 
+@pytest.mark.thread_unsafe(reason="sets the kernels of the process")
 @pytest.mark.parametrize("kernel", ["grad_weight", "grad_bias"])
 @pytest.mark.parametrize("slip", ["scale", "accumulation"])
 def test_verify_finds_what_one_plain_backward_does_not_show(kernel, slip):
