@@ -156,13 +156,21 @@ def _array(name: str, tensor: Tensor, dtype: torch.dtype | None = None) -> Array
             raise TypeError(f"{name} must be {dtype} like the weight, got {tensor.dtype}; convert it with .to({dtype})")
         if tensor.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"{name} must be torch.float32 or torch.float64, got {tensor.dtype}; convert with .float()")
-    if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
-        raise ValueError(
-            f"{name} must be a dense tensor on the CPU, got {tensor.layout} on {tensor.device}; use .cpu(), .to_dense()"
-        )
+    return _memory(name, tensor)
+
+
+def _memory(name: str, tensor: Tensor) -> Array:
     if tensor.requires_grad:
         tensor = tensor.detach()
-    memory: Array = (tensor.resolve_neg() if tensor.is_neg() else tensor).numpy()
+    try:
+        memory: Array = tensor.numpy()
+    except (RuntimeError, TypeError) as error:
+        if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+            raise ValueError(
+                f"{name} must be a dense tensor on the CPU, got {tensor.layout} on {tensor.device}; use .cpu(), "
+                ".to_dense()"
+            ) from error
+        memory = tensor.resolve_neg().numpy()
     return memory
 
 
@@ -197,18 +205,18 @@ class FastLinear(torch.autograd.Function):
                 None,
             )
 
-        gradient = _array("grad_output", grad_output)
+        gradient = _memory("grad_output", grad_output)
         # A layer for this once, whose gradients become PyTorch's. Backward reads no bias, nor here more of the weight
         # than it was saved for.
         memory = (
-            np.require(_array("weight", weight), None, ["C", "A", "W"])
+            np.require(_memory("weight", weight), None, ["C", "A", "W"])
             if for_x
             else np.empty(ctx.shape, gradient.dtype)
         )
         layer = _layer(memory, np.empty(out_features, memory.dtype) if for_bias else None)
         grad_x = grad_weight = grad_bias = None
         if for_weight:
-            grad_x = layer.backward(_array("input", x), gradient, input_grad=for_x)
+            grad_x = layer.backward(_memory("input", x), gradient, input_grad=for_x)
             grad_weight, grad_bias = layer.grad_weight, layer.grad_bias
         else:
             if for_x:
