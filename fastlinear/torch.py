@@ -54,8 +54,8 @@ class Linear(torch.nn.Linear):
 
     Input (..., in_features) and parameters must be on the CPU, of one dtype, float32 or float64; another dtype is a
     TypeError, another device or a wrong shape a ValueError. The kernels read the parameters where PyTorch keeps them.
-    Results keep fastlinear's promises: a row's output does not depend on its batch or on the number of threads, which
-    is fastlinear's (``fastlinear.set_num_threads``), not PyTorch's.
+    Results keep fastlinear's promises: a row's output does not depend on its batch or on the number of threads. That is
+    fastlinear's (``fastlinear.set_num_threads``) or, if that is less, PyTorch's.
 
     Backward is fastlinear's, too. In what it does not know, PyTorch's own ``nn.Linear`` computes: second derivatives
     (``create_graph=True``), forward-mode derivatives, ``torch.func`` (vmap, grad, ...), ``torch.compile``,
@@ -90,6 +90,9 @@ class Linear(torch.nn.Linear):
         """What to(), half(), share_memory() and their like do: the memory from before is not held any longer."""
         self.__dict__["_bound"] = None
         return super()._apply(*arguments, **options)
+
+    def _get_name(self) -> str:
+        return "fastlinear.torch.Linear"
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy and pickle: the copy has parameters of its own."""

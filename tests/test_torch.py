@@ -85,7 +85,7 @@ def test_same_seed_same_parameters():
     torch.manual_seed(3)
     theirs = nn.Linear(7, 4)
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
-    assert repr(ours) == repr(theirs)
+    assert repr(ours) == f"fastlinear.torch.{theirs!r}"
     assert ours.state_dict().keys() == theirs.state_dict().keys()
 
 
