@@ -101,7 +101,7 @@ def extension(name: str, source: str, flags: tuple[str, ...] = ()) -> list[Exten
     module.extra_compile_args = [*COMPILE, *OPENMP, *flags]
     module.extra_link_args = [*LINK, *OPENMP]
     # A new list: Cython's own is shared between the calls, and would copy the headers to build_dir, to go stale there.
-    module.depends = [*module.depends, *(f"fastlinear/{header}" for header in ("_vector.h", "_tile.h", "_machine.h"))]
+    module.depends = [*module.depends, *(f"fastlinear/{header}" for header in ("_vector.h", "_tile.h", "_machine.h", "_scratch.h"))]
     return [module]
 
 

@@ -12,7 +12,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.float cimport FLT_MAX
 from libc.math cimport fabs, isinf
 
-from fastlinear._table cimport KernelTable
+from fastlinear._table cimport SCRATCH_BYTES, Kernels, KernelTable
 
 cnp.import_array()
 
@@ -29,6 +29,9 @@ cdef extern from "numpy/arrayobject.h":
     object PyArray_EMPTY(int, cnp.npy_intp*, int, int)
     enum:
         NPY_MAXDIMS
+
+cdef extern from "_scratch.h" nogil:
+    char* thread_scratch(size_t)
 
 cdef extern from "_machine.h" nogil:
     int HAS_OPENMP
@@ -99,16 +102,21 @@ cdef enum:
 
 cdef struct Work:
     int threads
+    char* scratch
     PyThreadState* state
 
 
-cdef inline Work begin(Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t out_features) noexcept:
-    """Decide on threads for that many multiply-adds, and release the GIL if they outlast its price."""
+cdef inline Work begin(Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t out_features) except *:
+    """Decide on threads for that many multiply-adds, take the scratch for them, and release the GIL if they outlast its
+    price."""
     cdef double size = <double> batch * in_features * out_features
-    cdef Work work = Work(1, NULL)
+    cdef Work work = Work(1, NULL, NULL)
+    if size >= 2 * WORTH_A_THREAD:
+        work.threads = <int> min(<double> threads_now(), size / WORTH_A_THREAD)
+    work.scratch = thread_scratch(work.threads * <size_t> SCRATCH_BYTES)
+    if work.scratch == NULL:
+        raise MemoryError(f"no {work.threads} MiB for the scratch of {work.threads} threads")
     if size >= WORTH_RELEASING:
-        if size >= 2 * WORTH_A_THREAD:
-            work.threads = <int> min(<double> threads_now(), size / WORTH_A_THREAD)
         work.state = PyEval_SaveThread()
     return work
 
@@ -206,6 +214,9 @@ cdef class Layer:
         """The bytes of an array that reads() let pass."""
         cdef char* begin = <char*> cnp.PyArray_DATA(a)
         return Span(begin, begin + rows * features * self.itemsize)
+
+    cdef inline Kernels* kernels(self) noexcept:
+        return &table.of_double if self.wide else &table.of_float
 
     cdef inline bint apart_from_parameters(self, Span a) noexcept:
         return apart(a, self.w) and apart(a, self.b)
@@ -344,8 +355,8 @@ cdef class Layer:
                             y.reshape(rows, self.out_features))
             return y
         work = begin(rows, self.in_features, self.out_features)
-        table.forward(self.wide, cnp.PyArray_DATA(x), self.w.begin, self.b.begin, cnp.PyArray_DATA(y),
-                      rows, self.in_features, self.out_features, work.threads)
+        self.kernels().forward(cnp.PyArray_DATA(x), self.w.begin, self.b.begin, cnp.PyArray_DATA(y),
+                      rows, self.in_features, self.out_features, work.threads, work.scratch)
         end(work)
         return y
 
@@ -407,12 +418,12 @@ cdef class Layer:
             return gx
         work = begin(rows, self.in_features, self.out_features)
         if input_grad:
-            table.grad_input(self.wide, cnp.PyArray_DATA(grad_output), self.w.begin, cnp.PyArray_DATA(gx),
-                             rows, self.in_features, self.out_features, work.threads)
-        table.grad_weight(self.wide, cnp.PyArray_DATA(x), cnp.PyArray_DATA(grad_output), scale, self.grad_w.begin,
-                          rows, self.in_features, self.out_features, work.threads)
+            self.kernels().grad_input(cnp.PyArray_DATA(grad_output), self.w.begin, cnp.PyArray_DATA(gx),
+                             rows, self.in_features, self.out_features, work.threads, work.scratch)
+        self.kernels().grad_weight(cnp.PyArray_DATA(x), cnp.PyArray_DATA(grad_output), scale, self.grad_w.begin,
+                          rows, self.in_features, self.out_features, work.threads, work.scratch)
         if self._bias is not None:
-            table.grad_bias(self.wide, cnp.PyArray_DATA(grad_output), scale, self.grad_b.begin, rows, self.out_features)
+            self.kernels().grad_bias(cnp.PyArray_DATA(grad_output), scale, self.grad_b.begin, rows, self.out_features)
         end(work)
         return gx
 
@@ -440,8 +451,8 @@ cdef class Layer:
                                gx.reshape(rows, self.in_features))
             return gx
         work = begin(rows, self.in_features, self.out_features)
-        table.grad_input(self.wide, cnp.PyArray_DATA(grad_output), self.w.begin, cnp.PyArray_DATA(gx),
-                         rows, self.in_features, self.out_features, work.threads)
+        self.kernels().grad_input(cnp.PyArray_DATA(grad_output), self.w.begin, cnp.PyArray_DATA(gx),
+                         rows, self.in_features, self.out_features, work.threads, work.scratch)
         end(work)
         return gx
 
@@ -478,9 +489,9 @@ cdef class Layer:
                            self._weight, self._bias, None if gx is None else gx.reshape(rows, self.in_features))
             return gx
         work = begin(rows, self.in_features, self.out_features)
-        table.update(self.wide, cnp.PyArray_DATA(x), cnp.PyArray_DATA(grad_output), rate, self.w.begin, self.b.begin,
+        self.kernels().update(cnp.PyArray_DATA(x), cnp.PyArray_DATA(grad_output), rate, self.w.begin, self.b.begin,
                      NULL if gx is None else cnp.PyArray_DATA(gx), rows, self.in_features, self.out_features,
-                     work.threads)
+                     work.threads, work.scratch)
         end(work)
         return gx
 
@@ -529,9 +540,9 @@ cdef class Layer:
                 kernels.step(self._grad_bias, rate, self._bias)
             return
         work = begin(1, self.in_features, self.out_features)
-        table.step(self.wide, self.grad_w.begin, rate, self.w.begin, self.in_features * self.out_features)
+        self.kernels().step(self.grad_w.begin, rate, self.w.begin, self.in_features * self.out_features)
         if self._bias is not None:
-            table.step(self.wide, self.grad_b.begin, rate, self.b.begin, self.out_features)
+            self.kernels().step(self.grad_b.begin, rate, self.b.begin, self.out_features)
         end(work)
 
     cdef inline int check_writable(self, cnp.ndarray weight, cnp.ndarray bias) except -1:
