@@ -355,19 +355,24 @@ cdef void forward_part(const real* x, const real* weight, const real* bias, real
         forward_long(x, weight, bias, out, batch, in_features, outs, in_features, out_features, far)
 
 
+cdef void forward_thread(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
+                         Py_ssize_t in_features, Py_ssize_t out_features, int thread, int threads) noexcept nogil:
+    if out_features >= batch:
+        forward_part(x, weight, bias, out, 0, batch, share(out_features, 8, thread, threads),
+                     share(out_features, 8, thread + 1, threads), in_features, out_features)
+    else:
+        forward_part(x, weight, bias, out, share(batch, DOT_ROWS, thread, threads),
+                     share(batch, DOT_ROWS, thread + 1, threads), 0, out_features, in_features, out_features)
+
+
 cdef void forward_loops(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
                         Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
     cdef int thread
     if threads == 1:
         forward_part(x, weight, bias, out, 0, batch, 0, out_features, in_features, out_features)
-    elif out_features >= batch:
-        for thread in prange(threads, num_threads=threads, schedule="static"):
-            forward_part(x, weight, bias, out, 0, batch, share(out_features, 8, thread, threads),
-                         share(out_features, 8, thread + 1, threads), in_features, out_features)
     else:
         for thread in prange(threads, num_threads=threads, schedule="static"):
-            forward_part(x, weight, bias, out, share(batch, DOT_ROWS, thread, threads),
-                         share(batch, DOT_ROWS, thread + 1, threads), 0, out_features, in_features, out_features)
+            forward_thread(x, weight, bias, out, batch, in_features, out_features, thread, threads)
 
 
 # ---- grad_weight
@@ -413,21 +418,27 @@ cdef void grad_weight_part(const real* x, const real* grad_output, real scale, r
         b0 += n
 
 
+cdef void grad_weight_thread(const real* x, const real* grad_output, real scale, real* out, Py_ssize_t batch,
+                             Py_ssize_t in_features, Py_ssize_t out_features, int thread, int threads) noexcept nogil:
+    cdef int grain = 64
+    if out_features >= in_features // 8:
+        grad_weight_part(x, grad_output, scale, out, batch, share(out_features, AXPY_ROWS, thread, threads),
+                         share(out_features, AXPY_ROWS, thread + 1, threads), 0, in_features,
+                         in_features, out_features)
+    else:
+        grad_weight_part(x, grad_output, scale, out, batch, 0, out_features,
+                         share(in_features, grain, thread, threads), share(in_features, grain, thread + 1, threads),
+                         in_features, out_features)
+
+
 cdef void grad_weight_loops(const real* x, const real* grad_output, real scale, real* out, Py_ssize_t batch,
                             Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
-    cdef int thread, grain = 64
+    cdef int thread
     if threads == 1:
         grad_weight_part(x, grad_output, scale, out, batch, 0, out_features, 0, in_features, in_features, out_features)
-    elif out_features >= in_features // 8:
-        for thread in prange(threads, num_threads=threads, schedule="static"):
-            grad_weight_part(x, grad_output, scale, out, batch, share(out_features, AXPY_ROWS, thread, threads),
-                             share(out_features, AXPY_ROWS, thread + 1, threads), 0, in_features,
-                             in_features, out_features)
     else:
         for thread in prange(threads, num_threads=threads, schedule="static"):
-            grad_weight_part(x, grad_output, scale, out, batch, 0, out_features,
-                             share(in_features, grain, thread, threads), share(in_features, grain, thread + 1, threads),
-                             in_features, out_features)
+            grad_weight_thread(x, grad_output, scale, out, batch, in_features, out_features, thread, threads)
 
 
 # ---- grad_bias
@@ -503,36 +514,49 @@ cdef void sweep(const real* x, const real* grad_output, real scale, real* weight
         i0 = i1
 
 
+cdef void grad_input_thread(const real* grad_output, const real* weight, real* out, Py_ssize_t batch,
+                            Py_ssize_t in_features, Py_ssize_t out_features, int thread, int threads) noexcept nogil:
+    cdef int grain = 64
+    if in_features >= batch:
+        sweep(<const real*> NULL, grad_output, <real> 0, <real*> weight, out, 0, batch,
+              share(in_features, grain, thread, threads), share(in_features, grain, thread + 1, threads),
+              in_features, out_features)
+    else:
+        sweep(<const real*> NULL, grad_output, <real> 0, <real*> weight, out,
+              share(batch, AXPY_ROWS, thread, threads), share(batch, AXPY_ROWS, thread + 1, threads),
+              0, in_features, in_features, out_features)
+
+
 cdef void grad_input_loops(const real* grad_output, const real* weight, real* out, Py_ssize_t batch,
                            Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
-    cdef int thread, grain = 64
+    cdef int thread
     if threads == 1:
         sweep(<const real*> NULL, grad_output, <real> 0, <real*> weight, out, 0, batch, 0, in_features,
               in_features, out_features)
-    elif in_features >= batch:
-        for thread in prange(threads, num_threads=threads, schedule="static"):
-            sweep(<const real*> NULL, grad_output, <real> 0, <real*> weight, out, 0, batch,
-                  share(in_features, grain, thread, threads), share(in_features, grain, thread + 1, threads),
-                  in_features, out_features)
     else:
         for thread in prange(threads, num_threads=threads, schedule="static"):
-            sweep(<const real*> NULL, grad_output, <real> 0, <real*> weight, out,
-                  share(batch, AXPY_ROWS, thread, threads), share(batch, AXPY_ROWS, thread + 1, threads),
-                  0, in_features, in_features, out_features)
+            grad_input_thread(grad_output, weight, out, batch, in_features, out_features, thread, threads)
+
+
+cdef void update_thread(const real* x, const real* grad_output, real lr, real* weight, real* bias, real* out,
+                        Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t out_features,
+                        int thread, int threads) noexcept nogil:
+    # Threads share out columns only: those of W change for no other thread's columns of grad_input.
+    cdef int grain = 64
+    sweep(x, grad_output, -lr, weight, out, 0, batch, share(in_features, grain, thread, threads),
+          share(in_features, grain, thread + 1, threads), in_features, out_features)
+    if bias != NULL and thread == 0:
+        grad_bias_loops(grad_output, -lr, bias, batch, out_features)
 
 
 cdef void update_loops(const real* x, const real* grad_output, real lr, real* weight, real* bias, real* out,
                        Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
-    # Threads share out columns only: those of W change for no other thread's columns of grad_input.
-    cdef int thread, grain = 64
+    cdef int thread
     if threads == 1:
-        sweep(x, grad_output, -lr, weight, out, 0, batch, 0, in_features, in_features, out_features)
+        update_thread(x, grad_output, lr, weight, bias, out, batch, in_features, out_features, 0, 1)
     else:
         for thread in prange(threads, num_threads=threads, schedule="static"):
-            sweep(x, grad_output, -lr, weight, out, 0, batch, share(in_features, grain, thread, threads),
-                  share(in_features, grain, thread + 1, threads), in_features, out_features)
-    if bias != NULL:
-        grad_bias_loops(grad_output, -lr, bias, batch, out_features)
+            update_thread(x, grad_output, lr, weight, bias, out, batch, in_features, out_features, thread, threads)
 
 
 # ---- step
@@ -544,6 +568,8 @@ cdef void step_loops(const real* gradient, real lr, real* parameter, Py_ssize_t 
 
 
 # ---- for Python: typed memoryviews, the same names and signatures as in reference.py
+# With 0 <= thread < threads, a function does what that one of the threads would do, on the calling thread: so what
+# each thread does can be tested by itself. -1 is all of it.
 
 cdef int same(str name, Py_ssize_t got, Py_ssize_t expected) except -1:
     if got != expected:
@@ -551,45 +577,62 @@ cdef int same(str name, Py_ssize_t got, Py_ssize_t expected) except -1:
     return 0
 
 
-cdef int sensible(int threads) except -1:
+cdef int sensible(int threads, int thread) except -1:
     if not 1 <= threads <= 1024:
         raise ValueError(f"threads must be from 1 to 1024, got {threads}")
+    if not -1 <= thread < threads:
+        raise ValueError(f"thread must be from 0 to {threads - 1}, or -1 for all, got {thread}")
     return 0
 
 
-def forward(const real[:, ::1] x, const real[:, ::1] weight, const real[::1] bias, real[:, ::1] out, int threads=1):
+def forward(const real[:, ::1] x, const real[:, ::1] weight, const real[::1] bias, real[:, ::1] out, int threads=1,
+            int thread=-1):
     """out[b, o] = sum_i x[b, i] weight[o, i] + bias[o]. out is overwritten; bias may be None."""
-    sensible(threads)
+    sensible(threads, thread)
     same("x's axis 1", x.shape[1], weight.shape[1])
     same("out's axis 0", out.shape[0], x.shape[0])
     same("out's axis 1", out.shape[1], weight.shape[0])
     if bias is not None:
         same("bias", bias.shape[0], weight.shape[0])
     with nogil:
-        forward_loops(&x[0, 0], &weight[0, 0], &bias[0] if bias is not None else NULL, &out[0, 0],
-                      x.shape[0], x.shape[1], weight.shape[0], threads)
+        if thread < 0:
+            forward_loops(&x[0, 0], &weight[0, 0], &bias[0] if bias is not None else NULL, &out[0, 0],
+                          x.shape[0], x.shape[1], weight.shape[0], threads)
+        else:
+            forward_thread(&x[0, 0], &weight[0, 0], &bias[0] if bias is not None else NULL, &out[0, 0],
+                           x.shape[0], x.shape[1], weight.shape[0], thread, threads)
 
 
-def grad_input(const real[:, ::1] grad_output, const real[:, ::1] weight, real[:, ::1] out, int threads=1):
+def grad_input(const real[:, ::1] grad_output, const real[:, ::1] weight, real[:, ::1] out, int threads=1,
+               int thread=-1):
     """out[b, i] = sum_o grad_output[b, o] weight[o, i]. out is overwritten."""
-    sensible(threads)
+    sensible(threads, thread)
     same("grad_output's axis 1", grad_output.shape[1], weight.shape[0])
     same("out's axis 0", out.shape[0], grad_output.shape[0])
     same("out's axis 1", out.shape[1], weight.shape[1])
     with nogil:
-        grad_input_loops(&grad_output[0, 0], &weight[0, 0], &out[0, 0],
-                         grad_output.shape[0], weight.shape[1], weight.shape[0], threads)
+        if thread < 0:
+            grad_input_loops(&grad_output[0, 0], &weight[0, 0], &out[0, 0],
+                             grad_output.shape[0], weight.shape[1], weight.shape[0], threads)
+        else:
+            grad_input_thread(&grad_output[0, 0], &weight[0, 0], &out[0, 0],
+                              grad_output.shape[0], weight.shape[1], weight.shape[0], thread, threads)
 
 
-def grad_weight(const real[:, ::1] x, const real[:, ::1] grad_output, double scale, real[:, ::1] out, int threads=1):
+def grad_weight(const real[:, ::1] x, const real[:, ::1] grad_output, double scale, real[:, ::1] out, int threads=1,
+                int thread=-1):
     """out[o, i] += sum_b scale grad_output[b, o] x[b, i]. out is accumulated."""
-    sensible(threads)
+    sensible(threads, thread)
     same("grad_output's axis 0", grad_output.shape[0], x.shape[0])
     same("out's axis 0", out.shape[0], grad_output.shape[1])
     same("out's axis 1", out.shape[1], x.shape[1])
     with nogil:
-        grad_weight_loops(&x[0, 0], &grad_output[0, 0], <real> scale, &out[0, 0],
-                          x.shape[0], x.shape[1], grad_output.shape[1], threads)
+        if thread < 0:
+            grad_weight_loops(&x[0, 0], &grad_output[0, 0], <real> scale, &out[0, 0],
+                              x.shape[0], x.shape[1], grad_output.shape[1], threads)
+        else:
+            grad_weight_thread(&x[0, 0], &grad_output[0, 0], <real> scale, &out[0, 0],
+                               x.shape[0], x.shape[1], grad_output.shape[1], thread, threads)
 
 
 def grad_bias(const real[:, ::1] grad_output, double scale, real[::1] out):
@@ -600,10 +643,10 @@ def grad_bias(const real[:, ::1] grad_output, double scale, real[::1] out):
 
 
 def update(const real[:, ::1] x, const real[:, ::1] grad_output, double lr, real[:, ::1] weight, real[::1] bias,
-           real[:, ::1] out, int threads=1):
+           real[:, ::1] out, int threads=1, int thread=-1):
     """grad_input into out (overwritten; may be None), then weight -= lr grad_output^T x and bias -= lr sum_b
-    grad_output in place; bias may be None. out comes from the weights as they were."""
-    sensible(threads)
+    grad_output in place; bias may be None. out comes from the weights as they were. The bias is the first thread's."""
+    sensible(threads, thread)
     same("grad_output's axis 0", grad_output.shape[0], x.shape[0])
     same("weight's axis 0", weight.shape[0], grad_output.shape[1])
     same("weight's axis 1", weight.shape[1], x.shape[1])
@@ -613,8 +656,14 @@ def update(const real[:, ::1] x, const real[:, ::1] grad_output, double lr, real
         same("out's axis 0", out.shape[0], x.shape[0])
         same("out's axis 1", out.shape[1], x.shape[1])
     with nogil:
-        update_loops(&x[0, 0], &grad_output[0, 0], <real> lr, &weight[0, 0], &bias[0] if bias is not None else NULL,
-                     &out[0, 0] if out is not None else NULL, x.shape[0], x.shape[1], weight.shape[0], threads)
+        if thread < 0:
+            update_loops(&x[0, 0], &grad_output[0, 0], <real> lr, &weight[0, 0],
+                         &bias[0] if bias is not None else NULL, &out[0, 0] if out is not None else NULL,
+                         x.shape[0], x.shape[1], weight.shape[0], threads)
+        else:
+            update_thread(&x[0, 0], &grad_output[0, 0], <real> lr, &weight[0, 0],
+                          &bias[0] if bias is not None else NULL, &out[0, 0] if out is not None else NULL,
+                          x.shape[0], x.shape[1], weight.shape[0], thread, threads)
 
 
 def step(const real[::1] gradient, double lr, real[::1] parameter):
