@@ -485,7 +485,8 @@ cdef void sweep(const real* x, const real* grad_output, real scale, real* weight
             while True:
                 steps = min(group, o1 - o)
                 if one and steps > 0:
-                    update_one(<int> steps, i1 - i0, x + i0 if x != NULL else NULL, grad_output + o, scale,
+                    update_one(<int> steps, i1 - i0, x + i0 if x != NULL else NULL,
+                               grad_output + b_begin * out_features + o, scale,
                                weight + o * in_features + i0, in_features, y, mode == AXPY_START,
                                steps * in_features if far else 0)
                 else:
