@@ -554,7 +554,9 @@ cdef void update_loops(const real* x, const real* grad_output, real lr, real* we
                        Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
     cdef int thread
     if threads == 1:
-        update_thread(x, grad_output, lr, weight, bias, out, batch, in_features, out_features, 0, 1)
+        sweep(x, grad_output, -lr, weight, out, 0, batch, 0, in_features, in_features, out_features)
+        if bias != NULL:
+            grad_bias_loops(grad_output, -lr, bias, batch, out_features)
     else:
         for thread in prange(threads, num_threads=threads, schedule="static"):
             update_thread(x, grad_output, lr, weight, bias, out, batch, in_features, out_features, thread, threads)
