@@ -7,8 +7,8 @@ import pytest
 
 from fastlinear import Linear, _dispatch
 
-from .bits import digests, is_fused, recorded
-from .helpers import COMPILED, Problem, assert_same_bits, layer_of, memory_of, placed, run, wild
+from .bits import FUSED, digests, is_fused, recorded
+from .helpers import Problem, assert_same_bits, layer_of, memory_of, placed, run, wild
 
 # Sizes with tails and without, of one tile and of many, past the edges of blocks; batch, in, out.
 SHAPES = [
@@ -35,8 +35,6 @@ SHAPES = [
     (2, 66000, 3),
     (2, 33000, 130),
 ]
-FUSED = [name for name in COMPILED if name != "baseline"]
-
 PER_ROW = ("output", "grad_input", "update_input")
 SCALES = [0.3, 1.0, -1.0]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
