@@ -208,6 +208,11 @@ class _Reader(io.BufferedReader):
             raise ValueError(f"its table of contents has {size} bytes, more than {_PIECE}")
         return super().read(size)
 
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        if whence == 0 and not 0 <= offset <= os.fstat(self.fileno()).st_size:
+            raise ValueError(f"it leads to byte {offset}, where it has none")  # and not an OSError
+        return super().seek(offset, whence)
+
 
 # ---- names
 

@@ -337,6 +337,14 @@ def zip64(size, compressed, offset):
     return bytes(content[:at] + entry + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, len(entry), at, 0))
 
 
+def moved_directory(by):
+    """The end of the archive says that the central directory lies further on, so all that it names would lie before."""
+    content = bytearray(archive(("weight.npy", member())))
+    (offset,) = struct.unpack_from("<L", content, len(content) - 6)
+    struct.pack_into("<L", content, len(content) - 6, offset + by)
+    return bytes(content)
+
+
 def savez(**arrays):
     file = io.BytesIO()
     np.savez(file, allow_pickle=True, **arrays)
@@ -419,6 +427,8 @@ HOSTILE = {
     "zip64, size": (".npz", zip64(2**63, 85, 0)),
     "zip64, all sizes": (".npz", zip64(2**64 - 1, 2**64 - 1, 0)),
     "zip64, place": (".npz", zip64(len(member()), len(member()), 2**63)),
+    "zip64, place that fits": (".npz", zip64(len(member()), len(member()), 2**62)),
+    "member before the beginning": (".npz", moved_directory(1000)),
     "endless header": (".npz", archive(("weight.npy", member(shape="(" + "1, " * 20000 + ")")))),
     "unknown version": (".npz", archive(("weight.npy", member(magic=b"\x93NUMPY\x09\x00")))),
     "twice": (".npz", archive(("weight.npy", member()), ("weight", member()))),
