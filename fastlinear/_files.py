@@ -307,10 +307,7 @@ def _read_npy(name: str, member: IO[bytes], size: int) -> NDArray[Any]:
     shape = tuple(int(n) for n in re.findall(r"\d+", entries["shape"]))
     dtype, order = np.dtype(entries["dtype"]), "F" if entries["fortran"] == "True" else "C"
     rest = size - len(magic) - struct.calcsize(lengths) - length
-    array = _read_array(name, shape, dtype, rest, member.read, order)
-    if member.read(1):  # at the end, where the checksum is compared
-        raise ValueError(f"{name} goes on after its end")
-    return array
+    return _read_array(name, shape, dtype, rest, member.read, order)  # up to the end, where the checksum is compared
 
 
 def _read_array(

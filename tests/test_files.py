@@ -459,7 +459,7 @@ HOSTILE = {
     "tensors with a gap": (".safetensors", tensors(bytes(28), weight=tensor(begin=4, end=28))),
     "bytes after the tensors": (".safetensors", tensors(bytes(28), weight=tensor())),
     "tensor smaller than its bytes": (".safetensors", tensors(weight=tensor(shape=(2, 2)))),
-    "tensor twice": (".safetensors", tensors(weight=tensor(), weighT=tensor(end=0)).replace(b"weighT", b"weight")),
+    "tensor twice": (".safetensors", tensors(weight=tensor(), weighT=tensor()).replace(b"weighT", b"weight")),
     "negative tensor": (".safetensors", tensors(weight=tensor(shape=(-2, -3)))),
     "tensor of truth": (".safetensors", tensors(weight=tensor(shape=(True, 6)))),
     "tensor of fractions": (".safetensors", tensors(weight=tensor(shape=(2.0, 3)))),
@@ -613,6 +613,14 @@ LIES = {
     "says that it is 4 GB in 4 MB": (
         ".npz",
         lambda: patched(20, "<L", 2**22, patched(24, "<L", 2**32 - 8, deflated(1000, f"({2**30}, 1)"))),
+    ),
+    "says that 1 kB is 400 MB": (".npz", lambda: patched(24, "<L", 4 * 10**8 + 76, deflated(1000, f"({10**8}, 1)"))),
+    "header of 20 MB": (
+        ".npz",
+        lambda: archive(
+            ("weight.npy", b"\x93NUMPY\2\0" + struct.pack("<I", 2 * 10**7) + b" " * 2 * 10**7),
+            method=zipfile.ZIP_DEFLATED,
+        ),
     ),
     "60,000 names": (".npz", lambda: many_members(60_000)),
     "header of 4 MB": (".safetensors", lambda: struct.pack("<Q", 2**22) + b"[]," * 2**21),
