@@ -173,7 +173,11 @@ def real_shapes():
     return sorted(rows)
 
 
-@pytest.fixture(scope="module", params=list(product(real_shapes(), DTYPES)), ids=lambda p: f"{p[0]}-{p[1].__name__}")
+@pytest.fixture(
+    scope="module",
+    params=sampled(list(product(real_shapes(), DTYPES)), most=2**25, products=lambda case: math.prod(case[0])),
+    ids=lambda p: f"{p[0]}-{p[1].__name__}",
+)
 def real_layer(request):
     """Integer data in ±32 for a real layer, its exact output and gradients."""
     sizes, dtype = request.param
