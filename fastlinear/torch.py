@@ -92,9 +92,10 @@ class Linear(torch.nn.Linear):
             input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
         ):
             return torch.from_numpy(bound.layer(x))
-        # Autograd meets what it meets in nn.Linear: a matrix of rows and a view of the weight, saved in the order of its
-        # addmm or mm. So a change before backward is an error where it is one there, a weight with other memory since is
-        # the old one, and a second forward (torch.utils.checkpoint) saves the same even if PyTorch computes it.
+        # Autograd meets what it meets in nn.Linear: a matrix of rows and a view of the weight, saved in the order that
+        # addmm or mm has there. So a change before backward is an error where it is one there; a weight that has other
+        # memory by then is the old one; and a second forward (torch.utils.checkpoint) saves the same even if PyTorch
+        # computes it.
         rows, batch = input, x.shape[:-1]
         order = 1 if bias is not None and (x.ndim == 2 or input.is_contiguous()) else -1
         if x.ndim != 2:
