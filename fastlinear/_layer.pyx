@@ -33,11 +33,13 @@ cdef extern from "numpy/arrayobject.h":
 cdef extern from "_machine.h" nogil:
     int HAS_OPENMP
     const char* COMPILER
+    const char* FASTLINEAR_FLAGS
     int omp_get_max_threads()
     int cpu_supports(const char*)
 
 has_openmp = bool(HAS_OPENMP)
 compiler = COMPILER.decode()
+flags = FASTLINEAR_FLAGS.decode()
 
 
 def supports(str feature):
