@@ -97,13 +97,15 @@ NEUTRAL = (
 """Each undoes what the environment may have asked for. A compiler is told those that it knows."""
 
 LOADED = """
-import ctypes, math, os, sys
+import ctypes, os, struct, sys
 import numpy as np
+
+[smallest] = struct.unpack("=d", struct.pack("=q", 1))
 
 def mode():
     return {
         "subnormal results": sys.float_info.min / 2 > 0,
-        "subnormal operands": math.ulp(0.0) > 0,
+        "subnormal operands": smallest > 0,
         "the x87 unit's precision": np.nextafter(np.longdouble(1), 2) - 1 + np.longdouble(1) > 1,
     }
 
