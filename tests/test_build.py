@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib import import_module
+import sysconfig
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import fastlinear
 from fastlinear import _dispatch, _layer
 from fastlinear._isa import INSTRUCTION_SETS
 
-from .helpers import COMPILED, python
+from .helpers import COMPILED, ISAS, python
 
 pytestmark = pytest.mark.thread_unsafe(reason="looks at the process")
 
@@ -78,6 +78,11 @@ VEX = r"\t(v[a-z]\S*)"
 """Every AVX instruction's name begins with a v; no other that a compiler makes does."""
 
 
+def file_of(module):
+    """Looked up, not imported: a machine without that instruction set would crash."""
+    return PathFinder.find_spec(module, [PACKAGE]).origin
+
+
 def assert_no_avx(file):
     code = code_of(file)
     assert "xmm" in code
@@ -89,7 +94,7 @@ def assert_no_avx(file):
 @pytest.mark.parametrize("module", ["_layer", "_kernels_baseline"])
 def test_no_avx_where_any_machine_runs(module):
     """Neither the module that asks the processor nor the baseline has an instruction of AVX."""
-    assert_no_avx(import_module(f"fastlinear.{module}").__file__)
+    assert_no_avx(file_of(module))
 
 
 @x86_linux
@@ -97,7 +102,7 @@ def test_only_their_own_registers_where_avx_is():
     """AVX2 code has 256-bit vectors and fused multiply-adds, and nothing of AVX-512, which has its own."""
     if not [*Path(fastlinear.__file__).parent.glob("_kernels_avx2.*so")]:
         pytest.skip("FASTLINEAR_PLAIN builds the baseline alone")
-    avx2, avx512 = (code_of(PathFinder.find_spec(f"_kernels_{name}", [PACKAGE]).origin) for name in ("avx2", "avx512"))
+    avx2, avx512 = (code_of(file_of(f"_kernels_{name}")) for name in ("avx2", "avx512"))
     assert re.search(r"vfmadd\d+ps\s.*%ymm", avx2)
     assert not re.search(r"%zmm|%[xy]mm(1[6-9]|2\d|3\d)|%k[0-7]", avx2)
     assert re.search(r"vfmadd\d+ps\s.*%zmm", avx512)
@@ -291,6 +296,15 @@ def test_import_is_silent():
     """An import prints nothing and warns of nothing."""
     run = python("import fastlinear", "-W", "error")
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this interpreter has its GIL")
+@pytest.mark.parametrize("name", ISAS)
+def test_the_gil_stays_off(name):
+    """Every module declares that it needs no GIL; one that does not would turn it on, with a warning."""
+    code = "import sys, numpy; before = sys._is_gil_enabled(); import fastlinear; print(before, sys._is_gil_enabled())"
+    run = python(code, "-W", "error", FASTLINEAR_ISA=name)
+    assert run.stdout.split() == ["False", "False"], run.stderr
 
 
 def test_version_is_that_of_the_distribution():
