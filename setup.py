@@ -2,17 +2,21 @@
 
 Switches, all read from the environment:
 
-    FASTLINEAR_DEBUG=1      -O0 -g
-    FASTLINEAR_SANITIZE=1   -O1 -g, AddressSanitizer and UndefinedBehaviorSanitizer (see CONTRIBUTING.md for how to run)
-    FASTLINEAR_COVERAGE=1   -O0, counters for gcov, by the lines of the .pyx files
-    FASTLINEAR_PLAIN=1      the tiles on plain arrays, as for compilers without vector types
-    FASTLINEAR_OPENMP=0     no threads
+    FASTLINEAR_DEBUG=1            -O0 -g
+    FASTLINEAR_SANITIZE=address   -O1 -g, AddressSanitizer and UndefinedBehaviorSanitizer
+    FASTLINEAR_SANITIZE=thread    -O1 -g, ThreadSanitizer, no OpenMP (CONTRIBUTING.md says how to run both)
+    FASTLINEAR_COVERAGE=1         -O0, counters for gcov, by the lines of the .pyx files
+    FASTLINEAR_PLAIN=1            the tiles on plain arrays, as for compilers without vector types
+    FASTLINEAR_OPENMP=0           no threads
+
+CC, CFLAGS, CPPFLAGS and LDFLAGS, and what Python itself was built with, come before the flags that are set here, so
+these have the last word: NEUTRAL undoes what would break a promise. _promises.h, read before each module, makes an
+error of what cannot be undone, and LOADED looks at what was linked.
 """
 
 import os
 import platform
 import runpy
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -21,6 +25,8 @@ from pathlib import Path
 import numpy as np
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import LinkError
 
 INSTRUCTION_SETS = runpy.run_path("fastlinear/_isa.py")["INSTRUCTION_SETS"]
 MSVC = sys.platform == "win32"
@@ -31,63 +37,151 @@ def switch(name: str, default: bool = False) -> bool:
     return os.environ.get(f"FASTLINEAR_{name}", "1" if default else "0") not in ("", "0")
 
 
-DEBUG, SANITIZE, COVERAGE, PLAIN = map(switch, ("DEBUG", "SANITIZE", "COVERAGE", "PLAIN"))
+DEBUG, COVERAGE, PLAIN = map(switch, ("DEBUG", "COVERAGE", "PLAIN"))
 
+SANITIZERS = {
+    "0": [],
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"],
+    "thread": ["-fsanitize=thread", "-fno-omit-frame-pointer"],
+}
+WANTED = os.environ.get("FASTLINEAR_SANITIZE") or "0"
+if WANTED not in SANITIZERS:
+    sys.exit(f"FASTLINEAR_SANITIZE must be one of {', '.join(SANITIZERS)}, got {WANTED!r}")
+SANITIZE = SANITIZERS[WANTED]
 
-def compiles(*flags: str) -> bool:
-    """Whether the C compiler builds and links an OpenMP program with these flags."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "probe.c")
-        source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
-        command = [*compiler, *flags, str(source), "-o", str(Path(folder, "probe"))]
-        try:
-            return subprocess.run(command, capture_output=True).returncode == 0
-        except OSError:
-            return False
+# GCC's OpenMP is not built with ThreadSanitizer, which then does not see that its threads wait for each other, and
+# reports what they do one after another.
+OPENMP = switch("OPENMP", default=True) and WANTED != "thread"
 
-
-def openmp_flags() -> list[str]:
-    if not switch("OPENMP", default=True):
-        return []
-    if MSVC:
-        return ["/openmp"]
-    return ["-fopenmp"] if compiles("-fopenmp") else []
-
-
-OPENMP = openmp_flags()
 if MSVC:
     # No vector types there: the baseline on plain arrays is the one build.
-    COMPILE, LINK = ["/O2", "/fp:precise", "/std:c11"], []
+    COMPILE, LINK = ["/O2", "/fp:precise", "/std:c11", "/FIfastlinear/_promises.h"], []
 else:
-    # Contraction is off because what is fused is written as fma in _vector.h; never -ffast-math, whose start-up code
-    # turns on flush-to-zero for the whole process.
     COMPILE = [
-        "-std=c11",
         "-O0" if DEBUG or COVERAGE else "-O1" if SANITIZE else "-O3",
-        "-ffp-contract=off",
+        "-include",
+        "fastlinear/_promises.h",
         "-Wall",
         "-Wextra",
         "-Wno-unused-parameter",
         "-Wno-sign-compare",
         "-Wno-cast-function-type",
         "-Wno-missing-field-initializers",
+        *SANITIZE,
     ]
     COMPILE += ["-g"] if DEBUG or SANITIZE else ["-g0"]
-    LINK = [] if DEBUG or SANITIZE else ["-Wl,-x" if sys.platform == "darwin" else "-Wl,-s"]
-if SANITIZE:
-    checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
-    COMPILE += checks
-    LINK += checks
+    LINK = ["-O3", *SANITIZE]  # the linker's -Ofast would link code that turns on flush-to-zero for the whole process
+    LINK += [] if DEBUG or SANITIZE else ["-Wl,-x" if sys.platform == "darwin" else "-Wl,-s"]
 if COVERAGE:
     COMPILE += ["--coverage", "-fprofile-update=atomic"]
     LINK += ["--coverage"]
+
+NEUTRAL = (
+    "-std=c11",
+    # The sums of the source. Contraction is off because what is fused is written as fma in _vector.h. The parts of
+    # -ffast-math are named because what the environment names by itself survives -fno-fast-math. At linking, they keep
+    # out the code that turns on flush-to-zero, too.
+    *("-fno-fast-math", "-fno-unsafe-math-optimizations", "-fno-associative-math"),
+    *("-fno-reciprocal-math", "-fno-finite-math-only", "-fsigned-zeros", "-fno-single-precision-constant"),
+    *("-fno-approx-func", "-fhonor-nans", "-fhonor-infinities", "-fno-cx-limited-range", "-fno-rounding-math"),
+    *("-fdenormal-fp-math=ieee", "-mno-daz-ftz", "-mno-recip", "-mrecip=none", "-fexcess-precision=standard"),
+    *("-mfpmath=sse", "-ffp-contract=off"),
+    # The oldest processors; the flags of the instruction set come after.
+    *("-march=x86-64", "-mno-sse3", "-mno-bmi", "-mno-bmi2", "-mno-lzcnt", "-mno-popcnt", "-mno-movbe", "-mno-adx"),
+    *("-mno-tbm", "-march=armv8-a"),
+    # The memory of Python, of NumPy and of other threads.
+    *("-mabi=sysv", "-fno-pack-struct", "-fno-short-enums", "-fno-allow-store-data-races"),
+    # A module is one file, so there is nothing to optimise when it is linked.
+    "-fno-lto",
+)
+"""Each undoes what the environment may have asked for. A compiler is told those that it knows."""
+
+LOADED = """
+import ctypes, os, struct, sys
+import numpy as np
+
+[smallest] = struct.unpack("=d", struct.pack("=q", 1))
+
+def mode():
+    return {
+        "subnormal results": sys.float_info.min / 2 > 0,
+        "subnormal operands": smallest > 0,
+        "the x87 unit's precision": np.nextafter(np.longdouble(1), 2) - 1 + np.longdouble(1) > 1,
+    }
+
+before = mode()
+ctypes.CDLL(sys.argv[1], os.RTLD_NOW)
+changed = [what for what, value in mode().items() if value != before[what]]
+sys.exit(f"it changes {', '.join(changed)} for the whole process" if changed else 0)
+"""
+"""Loads a module and sees whether that changes how the process computes. Start-up code linked to it would."""
 
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")]
 MACROS += [("FASTLINEAR_PLAIN", "1")] if PLAIN else []
 
 
-def extension(name: str, source: str, flags: tuple[str, ...] = ()) -> list[Extension]:
+def machine() -> str:
+    """The processor built for, which is not the one built on when a cross compiler says so."""
+    return os.environ.get("_PYTHON_HOST_PLATFORM", platform.machine()).rpartition("-")[2].lower()
+
+
+class Build(build_ext):
+    """The usual command, with flags that depend on the compiler, and a look at what came out."""
+
+    def build_extensions(self) -> None:
+        compile_flags, link_flags = self.flags()
+        for module in self.extensions:
+            # The flags of the instruction set come last.
+            module.extra_compile_args[:0] = [*COMPILE, *compile_flags]
+            module.extra_link_args = [*LINK, *link_flags]
+            if module.name == "fastlinear._layer":
+                module.define_macros = [*module.define_macros, ("FASTLINEAR_FLAGS", self.record(compile_flags))]
+        super().build_extensions()
+        if not (MSVC or SANITIZE or "_PYTHON_HOST_PLATFORM" in os.environ):
+            for module in self.extensions:
+                self.look_at(self.get_ext_fullpath(module.name))
+
+    def flags(self) -> tuple[list[str], list[str]]:
+        """What this compiler is told beyond COMPILE and LINK, and what it is told when it links."""
+        if MSVC:
+            return ["/openmp"] if OPENMP else [], []
+        clang = self.takes(source="#ifndef __clang__\n#error\n#endif")
+        # A flag that Clang would only ignore is one that it does not take.
+        strict = ["-Werror=ignored-optimization-argument"] if clang else []
+        neutral = [flag for flag in NEUTRAL if self.takes(flag, *strict)]
+        # To Clang this is not the default to go back to, but another way of compiling.
+        neutral += [] if clang else ["-ftrapping-math"]
+        threads = OPENMP and self.takes(*neutral, "-fopenmp", source="#include <omp.h>", link=True)
+        neutral += ["-fopenmp" if threads else "-fno-openmp"]
+        return neutral, neutral
+
+    def takes(self, *flags: str, source: str = "", link: bool = False) -> bool:
+        """Whether the compiler, after all that the environment tells it, takes these flags and compiles the source."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "probe.c")
+            file.write_text(f"{source}\nint probe(void) {{ return 0; }}\n")
+            tool = self.compiler.linker_so if link else [*self.compiler.compiler_so, "-c"]
+            command = [*tool, *flags, str(file), "-o", str(Path(folder, "probe"))]
+            return subprocess.run(command, capture_output=True).returncode == 0
+
+    def record(self, flags: list[str]) -> str:
+        """What show_config says of the flags, as a C string: all that change code, in order."""
+        told = [*getattr(self.compiler, "compiler_so", []), *COMPILE, *flags]
+        text = " ".join(flag for flag in told if not flag.startswith(("-W", "-I", "-i", "/FI", "fastlinear/")))
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+    def look_at(self, path: str) -> None:
+        """Refuse a module that cannot be loaded, or that changes how the process computes when it is."""
+        seen = subprocess.run([sys.executable, "-c", LOADED, path], capture_output=True, text=True)
+        if seen.returncode:
+            raise LinkError(
+                f"fastlinear: {path} was built but is not fit for use: {seen.stderr.strip() or seen.returncode}\n"
+                f"It was linked by: {' '.join([*self.compiler.linker_so, *LINK])}\n"
+                "Take out of CC, CFLAGS and LDFLAGS what does this. (Sanitizers: FASTLINEAR_SANITIZE=address or thread)"
+            )
+
+
+def extension(name: str, source: str, features: tuple[str, ...] = (), flags: tuple[str, ...] = ()) -> list[Extension]:
     """One module; the generated C of each has a folder of its own, so one .pyx can become several."""
     [module] = cythonize(
         [Extension(f"fastlinear.{name}", [f"fastlinear/{source}"])],
@@ -97,22 +191,17 @@ def extension(name: str, source: str, flags: tuple[str, ...] = ()) -> list[Exten
     )
     # Set only now: cythonize() merges the flags of all extensions that share a source.
     module.include_dirs = ["fastlinear", np.get_include()]
-    module.define_macros = MACROS
-    module.extra_compile_args = [*COMPILE, *OPENMP, *flags]
-    module.extra_link_args = [*LINK, *OPENMP]
+    module.define_macros = [*MACROS, *((f"FASTLINEAR_{feature.upper()}", None) for feature in features)]
+    module.undef_macros = [] if PLAIN else ["FASTLINEAR_PLAIN"]
+    module.extra_compile_args = [*flags]
     # A new list: Cython's own is shared between the calls, and would copy the headers to build_dir, to go stale there.
-    module.depends = [*module.depends, *(f"fastlinear/{header}" for header in ("_vector.h", "_tile.h", "_machine.h", "_scratch.h"))]
+    module.depends = [*module.depends, *map(str, Path("fastlinear").glob("*.h"))]
     return [module]
-
-
-def machine() -> str:
-    """The processor built for, which is not the one built on when a cross compiler says so."""
-    return os.environ.get("_PYTHON_HOST_PLATFORM", platform.machine()).rpartition("-")[2].lower()
 
 
 modules = extension("_layer", "_layer.pyx")
 for name, isa in INSTRUCTION_SETS.items():
     if not isa.machines or (machine() in isa.machines and not MSVC and not PLAIN):
-        modules += extension(f"_kernels_{name}", "_kernels.pyx", isa.flags)
+        modules += extension(f"_kernels_{name}", "_kernels.pyx", isa.features, isa.flags)
 
-setup(ext_modules=modules, options={"build_ext": {"parallel": os.cpu_count()}})
+setup(ext_modules=modules, cmdclass={"build_ext": Build}, options={"build_ext": {"parallel": os.cpu_count()}})

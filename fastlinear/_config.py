@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import struct
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, overload
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from fastlinear import _dispatch, _layer
+from fastlinear._isa import INSTRUCTION_SETS
 from fastlinear._threads import get_num_threads
 from fastlinear._version import __version__
 
@@ -33,6 +35,28 @@ def isa_reason() -> str:
     return f"forced by FASTLINEAR_ISA={forced}" if forced else "the best that was built and this machine runs"
 
 
+def flags() -> str:
+    """What the compiler was told, the environment's flags first and the instruction set's last."""
+    import fastlinear
+
+    isa = INSTRUCTION_SETS.get(fastlinear.isa)
+    return " ".join([_layer.flags, *(isa.flags if isa else ())])
+
+
+def subnormals() -> str:
+    """Whether this thread computes with subnormal numbers. fastlinear leaves that as it is; others may not."""
+    [smallest] = struct.unpack("=d", struct.pack("=q", 1))  # by its bits: arithmetic may not give it
+    lost = [
+        what
+        for what, flushed in {
+            "results": not any(struct.pack("=d", sys.float_info.min / 2)),
+            "operands": smallest == 0,
+        }.items()
+        if flushed
+    ]
+    return f"{' and '.join(lost)} are flushed to zero in this thread, not by fastlinear" if lost else "kept"
+
+
 def libraries() -> list[dict[str, Any]] | None:
     """The BLAS and OpenMP runtimes in this process, as threadpoolctl sees them; None where it is not installed."""
     try:
@@ -50,8 +74,10 @@ def config() -> dict[str, Any]:
     return {
         "fastlinear": f"{__version__} in {os.path.dirname(__file__)}",
         "compiler": _layer.compiler,
+        "flags": flags(),
         "instruction set": f"{fastlinear.isa}: {isa_reason()} (available: {', '.join(_dispatch.available())})",
         "threads": f"{get_num_threads()} " + ("(OpenMP)" if _layer.has_openmp else "(built without OpenMP: serial)"),
+        "subnormals": subnormals(),
         "environment": " ".join(variables) or "nothing set",
         "processor": processor(),
         "python": f"{platform.python_implementation()} {platform.python_version()} on {sys.platform}",

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-# cython: freethreading_compatible=False
+# cython: freethreading_compatible=True
 """The kernels of a fully-connected layer. All matrices are row-major and contiguous, a row of x is one example.
 
     forward       out[b, o]   = sum_i x[b, i] weight[o, i] + bias[o]          out (batch, out)     BLAS: gemm, gemv

@@ -11,6 +11,7 @@ from typing_extensions import disjoint_base
 _Array: TypeAlias = NDArray[Any]
 
 compiler: str
+flags: str
 has_openmp: bool
 
 def supports(feature: str) -> bool: ...

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=True, embedsignature=False
-# cython: freethreading_compatible=False
+# cython: freethreading_compatible=True
 """The compiled base of Linear: a layer's memory, and the short way from a call to a kernel.
 
 A contiguous, aligned ndarray of the layer's dtype is checked through NumPy's C API and handed to the kernel as a
@@ -36,11 +36,13 @@ cdef extern from "_scratch.h" nogil:
 cdef extern from "_machine.h" nogil:
     int HAS_OPENMP
     const char* COMPILER
+    const char* FASTLINEAR_FLAGS
     int omp_get_max_threads()
     int cpu_supports(const char*)
 
 has_openmp = bool(HAS_OPENMP)
 compiler = COMPILER.decode()
+flags = FASTLINEAR_FLAGS.decode()
 
 
 def supports(str feature):

@@ -1,10 +1,13 @@
 """The build: which instructions are in which module, what this machine is offered, what an import brings along."""
 
+import json
+import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -15,9 +18,12 @@ import fastlinear
 from fastlinear import _dispatch, _layer
 from fastlinear._isa import INSTRUCTION_SETS
 
-from .helpers import COMPILED, python
+from .helpers import COMPILED, ISAS, python
 
 pytestmark = pytest.mark.thread_unsafe(reason="looks at the process")
+
+PACKAGE = str(Path(fastlinear.__file__).parent)
+ROOT = Path(__file__).parents[1]
 
 x86_linux = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64", reason="reads x86 code and /proc/cpuinfo"
@@ -59,14 +65,12 @@ def test_an_instruction_set_needs_all_its_features(monkeypatch, feature):
     ]
 
 
-def code_of(module):
-    """The instructions of a module, one in a line."""
+def code_of(file):
+    """The instructions of a compiled module, one in a line."""
     objdump = shutil.which("objdump")
     if objdump is None:
         pytest.skip("objdump is not installed")
-    # Not imported: a machine without that instruction set would crash.
-    file = PathFinder.find_spec(module, [str(Path(fastlinear.__file__).parent)]).origin
-    command = [objdump, "-d", "--no-show-raw-insn", file]
+    command = [objdump, "-d", "--no-show-raw-insn", str(file)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -74,14 +78,23 @@ VEX = r"\t(v[a-z]\S*)"
 """Every AVX instruction's name begins with a v; no other that a compiler makes does."""
 
 
+def file_of(module):
+    """Looked up, not imported: a machine without that instruction set would crash."""
+    return PathFinder.find_spec(module, [PACKAGE]).origin
+
+
+def assert_no_avx(file):
+    code = code_of(file)
+    assert "xmm" in code
+    assert not set(re.findall(VEX, code)) - {"verr", "verw"}
+    assert not re.search(r"%[yz]mm", code)
+
+
 @x86_linux
 @pytest.mark.parametrize("module", ["_layer", "_kernels_baseline"])
 def test_no_avx_where_any_machine_runs(module):
     """Neither the module that asks the processor nor the baseline has an instruction of AVX."""
-    code = code_of(module)
-    assert "xmm" in code
-    assert not set(re.findall(VEX, code)) - {"verr", "verw"}
-    assert not re.search(r"%[yz]mm", code)
+    assert_no_avx(file_of(module))
 
 
 @x86_linux
@@ -89,10 +102,161 @@ def test_only_their_own_registers_where_avx_is():
     """AVX2 code has 256-bit vectors and fused multiply-adds, and nothing of AVX-512, which has its own."""
     if not [*Path(fastlinear.__file__).parent.glob("_kernels_avx2.*so")]:
         pytest.skip("FASTLINEAR_PLAIN builds the baseline alone")
-    avx2, avx512 = code_of("_kernels_avx2"), code_of("_kernels_avx512")
+    avx2, avx512 = (code_of(file_of(f"_kernels_{name}")) for name in ("avx2", "avx512"))
     assert re.search(r"vfmadd\d+ps\s.*%ymm", avx2)
     assert not re.search(r"%zmm|%[xy]mm(1[6-9]|2\d|3\d)|%k[0-7]", avx2)
     assert re.search(r"vfmadd\d+ps\s.*%zmm", avx512)
+
+
+SUMS = """
+def regrouped(double a, double b): return (a + b) - a
+def contracted(double a, double b, double c): return a * b + c
+def reciprocal(double a, double b): return a / b
+def positive(double a): return a + 0.0
+def same(double a): return a == a
+def tenth(): return 0.1
+"""
+"""What a compiler that was told so computes in another way. The cdivision is C's, without Python's check."""
+
+COMPUTE = """
+import importlib, json, sys
+found = {}
+for name in sys.argv[1:]:
+    kernels = importlib.import_module(f"fastlinear.{name}")
+    a = 1 + 2.0**-30
+    found[name] = [
+        kernels.regrouped(1, 2.0**-60),
+        kernels.contracted(a, a, -(a * a)),
+        kernels.reciprocal(5, 49),
+        str(kernels.positive(-0.0)),
+        kernels.same(float("nan")),
+        kernels.tenth(),
+        sys.float_info.min / 2,
+    ]
+from fastlinear._layer import flags
+print(json.dumps([found, flags]))
+"""
+
+
+@pytest.fixture
+def small_build(tmp_path):
+    """Runs this setup.py over modules of a few lines in place of those that take minutes."""
+    for module in ("Cython", "setuptools"):
+        pytest.importorskip(module)
+    if not (ROOT / "setup.py").exists():
+        pytest.skip("setup.py is not here")
+    package = tmp_path / "fastlinear"
+    package.mkdir()
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    for name in ("_isa.py", "_promises.h", "_machine.h"):
+        shutil.copy(ROOT / "fastlinear" / name, package)
+    (package / "__init__.py").touch()
+    (package / "_kernels.pyx").write_text(f"# cython: language_level=3, cdivision=True\n{SUMS}")
+    (package / "_layer.pyx").write_text(
+        'cdef extern from "_machine.h":\n    const char* FASTLINEAR_FLAGS\nflags = FASTLINEAR_FLAGS.decode()\n'
+    )
+
+    def run(*command, **environment):
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("FASTLINEAR_")}
+        return subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, env=clean | environment, capture_output=True, text=True
+        )
+
+    def build(**environment):
+        return run("setup.py", "--quiet", "build_ext", "--inplace", "--force", **environment)
+
+    def compute(*modules):
+        return json.loads(run("-c", COMPUTE, *modules).stdout)
+
+    return package, build, compute
+
+
+@x86_linux
+def test_flags_of_the_environment_break_no_promise(small_build):
+    """Each of these would, were it not undone: sums in another order, NaN that is equal to itself, instructions that
+    not every processor has, flush-to-zero in the whole process, structures laid out in another way."""
+    package, build, compute = small_build
+    run = build(
+        CC="gcc -ffast-math",
+        CFLAGS="-Ofast -march=native -mavx2 -mfma -mbmi2 -mpopcnt -funsafe-math-optimizations -fassociative-math "
+        "-freciprocal-math -ffinite-math-only -fno-signed-zeros -fno-trapping-math -fsingle-precision-constant "
+        "-ffp-contract=fast -mfpmath=387 -mrecip -fexcess-precision=fast -fshort-enums -fpack-struct -fno-openmp "
+        "-fallow-store-data-races -flto -std=c89 -DFASTLINEAR_PLAIN",
+        LDFLAGS="-Ofast -ffast-math -funsafe-math-optimizations -flto",
+    )
+    assert run.returncode == 0, run.stderr
+    built = {file.name.partition(".")[0] for file in package.glob("*.so")}
+    assert built == {"_layer", *(f"_kernels_{name}" for name in INSTRUCTION_SETS)}
+    found, flags = compute(*(f"_kernels_{name}" for name in COMPILED))
+    for name, values in found.items():
+        assert values == [0, 0, 5 / 49, "0.0", False, 0.1, sys.float_info.min / 2], name
+    assert flags.startswith("gcc -ffast-math")
+    assert flags.endswith("-fopenmp")
+    for module in ("_layer", "_kernels_baseline"):
+        assert_no_avx(next(package.glob(f"{module}.*so")))
+
+
+BAD = {
+    "#pragma GCC optimize": ("CFLAGS", "-include {}/fast.h", "-ffast-math or a part of it is on"),
+    "another processor": ("CFLAGS", "-msse2 -include {}/target.h", "not every processor that is offered this module"),
+    "precision": ("LDFLAGS", "-mpc32", "it changes the x87 unit's precision for the whole process"),
+    "flush-to-zero": ("LDFLAGS", "-Wl,{}/mode.o", "it changes subnormal results for the whole process"),
+    "a sanitizer": ("CFLAGS", "-fsanitize=address", "FASTLINEAR_SANITIZE=address"),
+    "missing symbols": ("LDFLAGS", "-Wl,{}/missing.o", "undefined symbol: nowhere"),
+}
+
+
+@x86_linux
+@pytest.mark.long
+@pytest.mark.parametrize(("variable", "flags", "word"), BAD.values(), ids=BAD)
+def test_what_cannot_be_undone_is_an_error(small_build, variable, flags, word):
+    """That says what is wrong. The last four are only seen in what was linked, and it is loaded to see them."""
+    package, build, _ = small_build
+    (package / "fast.h").write_text('#pragma GCC optimize("fast-math")\n')
+    (package / "target.h").write_text("#define __AVX__ 1\n")
+    start = "__attribute__((constructor)) static void start(void) { __builtin_ia32_ldmxcsr(0x9f80); }"
+    (package / "mode.c").write_text(start)
+    (package / "missing.c").write_text("int nowhere(void); int somewhere(void) { return nowhere(); }")
+    for name in ("mode", "missing"):
+        subprocess.run(["gcc", "-fPIC", "-c", f"{name}.c"], cwd=package, check=True)
+    run = build(**{variable: flags.format(package)})
+    assert run.returncode != 0
+    assert word in run.stderr, run.stderr
+
+
+def test_an_unknown_sanitizer_is_an_error(small_build):
+    _, build, _ = small_build
+    run = build(FASTLINEAR_SANITIZE="1")
+    assert run.returncode != 0
+    assert "FASTLINEAR_SANITIZE must be one of 0, address, thread, got '1'" in run.stderr
+
+
+@x86_linux
+def test_show_config_sees_flush_to_zero():
+    """Whoever turned it on. In a process of its own, for the mode stays."""
+    code = """
+import ctypes, fastlinear
+libm = ctypes.CDLL("libm.so.6")
+mode = (ctypes.c_uint32 * 8)()  # glibc's fenv_t, MXCSR last
+def with_bits(bits):
+    libm.fegetenv(mode)
+    mode[7] = mode[7] & ~0x8040 | bits
+    libm.fesetenv(mode)
+    print(fastlinear.show_config("dicts")["subnormals"])
+for bits in (0, 0x8000, 0x40, 0x8040, 0):
+    with_bits(bits)
+"""
+    run = python(code)
+    ending = "flushed to zero in this thread, not by fastlinear"
+    said = ["kept", *(f"{what} are {ending}" for what in ("results", "operands", "results and operands")), "kept"]
+    assert run.stdout.splitlines() == said, run.stderr
+
+
+def test_show_config_has_the_flags():
+    """Of the instruction set in use, its own come last."""
+    for name in COMPILED:
+        run = python("import fastlinear; print(fastlinear.show_config('dicts')['flags'])", FASTLINEAR_ISA=name)
+        assert run.stdout.strip() == " ".join([_layer.flags, *INSTRUCTION_SETS[name].flags]), run.stderr
 
 
 @pytest.mark.parametrize("name", COMPILED)
@@ -134,6 +298,15 @@ def test_import_is_silent():
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this interpreter has its GIL")
+@pytest.mark.parametrize("name", ISAS)
+def test_the_gil_stays_off(name):
+    """Every module declares that it needs no GIL; one that does not would turn it on, with a warning."""
+    code = "import sys, numpy; before = sys._is_gil_enabled(); import fastlinear; print(before, sys._is_gil_enabled())"
+    run = python(code, "-W", "error", FASTLINEAR_ISA=name)
+    assert run.stdout.split() == ["False", "False"], run.stderr
+
+
 def test_version_is_that_of_the_distribution():
     from importlib.metadata import PackageNotFoundError, version
 
@@ -141,9 +314,6 @@ def test_version_is_that_of_the_distribution():
         assert version("fastlinear") == fastlinear.__version__
     except PackageNotFoundError:
         pytest.skip("fastlinear runs from its source here and is not installed")
-
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_changelog_begins_with_this_version():
