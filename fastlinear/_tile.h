@@ -350,8 +350,8 @@ INLINE void NAME(lanes_tile)(const REAL *a, ptrdiff_t a_row, ptrdiff_t a_lane, p
         UNROLL for (int l = 0; l < LANES_AT_ONCE; l++)
             if (group + l * GROUPS < rest) STEP(l)
 #undef STEP
-        UNROLL for (int h = LANES_AT_ONCE / 2; h; h /= 2)
-            UNROLL for (int l = 0; l < h; l++) EACH_SUM acc[l][r][p] = NAME(add)(acc[l][r][p], acc[l + h][r][p]);
+        for (int h = LANES_AT_ONCE / 2; h; h /= 2)
+            for (int l = 0; l < h; l++) EACH_SUM acc[l][r][p] = NAME(add)(acc[l][r][p], acc[l + h][r][p]);
         EACH_SUM sums[group][r][p] = acc[0][r][p];
     }
     EACH_SUM {
