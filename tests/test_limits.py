@@ -257,3 +257,18 @@ def test_the_stack_that_openmp_gives(monkeypatch, value, size):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("OMP_STACKSIZE", value)
     assert _threads.openmp_stack_size() == size
+
+
+@openmp
+@pytest.mark.parametrize("size", ["64K", "128K"])
+def test_small_stacks(size):
+    """Threads with the stack of OMP_STACKSIZE=64K run every kernel: none keeps its scratch there."""
+    code = NO_THREADS.split("threads = [")[0].replace("FIRST", "3")
+    code += """
+trained = Linear(1024, 1024, rng=0)
+trained.backward(x, x)
+trained.backward_update(x, x, 0.5)
+print(right())
+"""
+    run = python(code, OMP_STACKSIZE=size)
+    assert run.stdout == "True\n", (run.returncode, run.stderr)
