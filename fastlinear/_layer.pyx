@@ -502,21 +502,21 @@ cdef class Layer:
                              result, Py_ssize_t result_features) noexcept:
         """Whether a kernel can compute result from source and the parameters, as they are."""
         if not (self.can_read(source, source_features) and self.can_write(result, result_features)
-                and same_batch_shape(source, result)):
+                and same_batch_shape(<cnp.ndarray> source, <cnp.ndarray> result)):
             return False
-        p.rows = rows_of(source)
-        source_span[0] = self.bytes(source, p.rows, source_features)
-        p.result = self.bytes(result, p.rows, result_features)
+        p.rows = rows_of(<cnp.ndarray> source)
+        source_span[0] = self.bytes(<cnp.ndarray> source, p.rows, source_features)
+        p.result = self.bytes(<cnp.ndarray> result, p.rows, result_features)
         return apart(p.result, source_span[0]) and self.apart_from_parameters(p.result)
 
     cdef inline bint can_read_both(self, Pass* p, x, grad_output) noexcept:
         """Whether a kernel can go over the rows of x and grad_output as they are."""
         if not (self.can_read(x, self.in_features) and self.can_read(grad_output, self.out_features)
-                and same_batch_shape(x, grad_output)):
+                and same_batch_shape(<cnp.ndarray> x, <cnp.ndarray> grad_output)):
             return False
-        p.rows = rows_of(x)
-        p.x = self.bytes(x, p.rows, self.in_features)
-        p.grad_output = self.bytes(grad_output, p.rows, self.out_features)
+        p.rows = rows_of(<cnp.ndarray> x)
+        p.x = self.bytes(<cnp.ndarray> x, p.rows, self.in_features)
+        p.grad_output = self.bytes(<cnp.ndarray> grad_output, p.rows, self.out_features)
         return True
 
     cdef inline bint can_write_grad_input(self, Pass* p, result, x, bint input_grad) noexcept:
@@ -524,9 +524,9 @@ cdef class Layer:
         p.result = Span(NULL, NULL)
         if not input_grad:
             return result is None
-        if not (self.can_write(result, self.in_features) and same_batch_shape(result, x)):
+        if not (self.can_write(result, self.in_features) and same_batch_shape(<cnp.ndarray> result, <cnp.ndarray> x)):
             return False
-        p.result = self.bytes(result, p.rows, self.in_features)
+        p.result = self.bytes(<cnp.ndarray> result, p.rows, self.in_features)
         return (apart(p.result, p.x) and apart(p.result, p.grad_output) and self.apart_from_parameters(p.result))
 
     # ---- before the last look: numbers, conversions, allocation
@@ -757,14 +757,14 @@ cdef class Layer:
         cdef object y = out
         cdef Kernels* table = self.compiled_kernels()
         if out is None and self.can_read(x, self.in_features):
-            y = self.empty(x, self.out_features)
+            y = self.empty(<cnp.ndarray> x, self.out_features)
         if not self.can_map(&p, &p.x, x, self.in_features, y, self.out_features):
             x = self.taken("x", x)
             self.taken_out(out)
             self.check_rows("x", x, self.in_features)
             self.check_out(out, x, self.out_features)
             x = self.plain(x)
-            y = self.empty(x, self.out_features)
+            y = self.empty(<cnp.ndarray> x, self.out_features)
             if not self.can_map(&p, &p.x, x, self.in_features, y, self.out_features):
                 raise self.changed()
         if table == NULL:
@@ -824,14 +824,14 @@ cdef class Layer:
         cdef object gx = out
         cdef Kernels* table = self.compiled_kernels()
         if input_grad and out is None and self.can_read(x, self.in_features):
-            gx = self.empty(x, self.in_features)
+            gx = self.empty(<cnp.ndarray> x, self.in_features)
         if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
             x, grad_output = self.taken("x", x), self.taken("grad_output", grad_output)
             self.taken_out(out)
             self.check_both(x, grad_output, out, input_grad)
             self.ensure_gradients()
             x, grad_output = self.plain_apart(x), self.plain_apart(grad_output)
-            gx = self.empty(x, self.in_features) if input_grad else None
+            gx = self.empty(<cnp.ndarray> x, self.in_features) if input_grad else None
             if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
                 raise self.changed()
         self.check_writable(self.grad_W, self.grad_b)
@@ -870,14 +870,14 @@ cdef class Layer:
         cdef object gx = out
         cdef Kernels* table = self.compiled_kernels()
         if out is None and self.can_read(grad_output, self.out_features):
-            gx = self.empty(grad_output, self.in_features)
+            gx = self.empty(<cnp.ndarray> grad_output, self.in_features)
         if not self.can_map(&p, &p.grad_output, grad_output, self.out_features, gx, self.in_features):
             grad_output = self.taken("grad_output", grad_output)
             self.taken_out(out)
             self.check_rows("grad_output", grad_output, self.out_features)
             self.check_out(out, grad_output, self.in_features)
             grad_output = self.plain(grad_output)
-            gx = self.empty(grad_output, self.in_features)
+            gx = self.empty(<cnp.ndarray> grad_output, self.in_features)
             if not self.can_map(&p, &p.grad_output, grad_output, self.out_features, gx, self.in_features):
                 raise self.changed()
         if table == NULL:
@@ -913,13 +913,13 @@ cdef class Layer:
         cdef object gx = out
         cdef Kernels* table = self.compiled_kernels()
         if with_input and out is None and self.can_read(x, self.in_features):
-            gx = self.empty(x, self.in_features)
+            gx = self.empty(<cnp.ndarray> x, self.in_features)
         if not self.can_update(&p, x, grad_output, gx, with_input):
             x, grad_output = self.taken("x", x), self.taken("grad_output", grad_output)
             self.taken_out(out)
             self.check_both(x, grad_output, out, with_input)
             x, grad_output = self.plain_apart(x), self.plain_apart(grad_output)
-            gx = self.empty(x, self.in_features) if with_input else None
+            gx = self.empty(<cnp.ndarray> x, self.in_features) if with_input else None
             if not self.can_update(&p, x, grad_output, gx, with_input):
                 raise self.changed()
         self.check_writable(self.W, self.b)
