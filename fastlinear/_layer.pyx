@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=True, embedsignature=False
-# cython: freethreading_compatible=True
+# cython: freethreading_compatible=False
 """The compiled base of Linear: a layer's memory, and the short way from a call to a kernel.
 
 A contiguous, aligned ndarray of the layer's dtype is checked through NumPy's C API and handed to the kernel as a
