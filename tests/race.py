@@ -1,0 +1,173 @@
+"""What several Python threads may do at once, for ThreadSanitizer to watch: python -m tests.race [rounds].
+
+In each round eight threads meet at a new layer and do, in an order of their own,
+    without a lock    all that only reads the layer's parameters, and the first use of its gradients;
+    under a lock      all that accumulates into its gradients, while the others go on reading the parameters;
+    under that lock   all that writes its parameters, after the readers have ended;
+and without a lock everything on a layer of their own, and the settings of the process. docs/reliability.md says the
+same in a table. Each result that does not depend on the others' turns is compared with that of a layer used alone.
+
+.ci/race builds what is committed with ThreadSanitizer, runs this and reads the reports.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+import fastlinear
+from fastlinear import Linear
+
+THREADS = 8
+SIZES = [(5, 4, 1), (64, 64, 3), (70, 300, 8)]
+"""in_features, out_features and rows. The last is worth the release of a GIL, where there is one."""
+
+
+def inputs(sizes: tuple[int, int, int], dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    in_features, out_features, batch = sizes
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((batch, in_features)).astype(dtype), rng.standard_normal((batch, out_features)).astype(
+        dtype
+    )
+
+
+def reading(layer: Linear, x: np.ndarray, grad_output: np.ndarray) -> dict[str, Callable[[], object]]:
+    """What changes nothing of the layer; each returns what it must be equal to when the layer is used alone."""
+    return {
+        "call": lambda: layer(x),
+        "forward": lambda: layer.forward(x, out=np.empty_like(grad_output)),
+        "forward, converted": lambda: layer(np.asfortranarray(x)),
+        "backward_input": lambda: layer.backward_input(grad_output),
+        "backward_input, out": lambda: layer.backward_input(grad_output, out=np.empty_like(x)),
+        "parameters": lambda: np.append(layer.weight.ravel(), layer.bias),
+        "attributes": lambda: np.array([layer.in_features, layer.out_features, layer.weight.nbytes, len(repr(layer))]),
+        "gradients": lambda: np.array([*layer.grad_weight.shape, *layer.grad_bias.shape]),
+        "state_dict": lambda: layer.state_dict()["weight"],
+        "copy": lambda: copy.copy(layer).weight,
+        "deepcopy": lambda: copy.deepcopy(layer)(x),
+        "pickle": lambda: pickle.loads(pickle.dumps(layer)).weight,
+        "astype": lambda: layer.astype(np.float64).weight,
+    }
+
+
+def accumulating(layer: Linear, x: np.ndarray, grad_output: np.ndarray) -> dict[str, Callable[[], object]]:
+    """What writes the gradients and reads the parameters."""
+    return {
+        "backward": lambda: layer.backward(x, grad_output),
+        "backward, no grad_input": lambda: layer.backward(x, grad_output, input_grad=False, scale=0.5),
+        "backward_params": lambda: layer.backward_params(x, grad_output),
+        "zero_grad": layer.zero_grad,
+        "assigned": lambda: setattr(layer, "grad_bias", np.zeros_like(layer.bias)),
+    }
+
+
+def updating(layer: Linear, x: np.ndarray, grad_output: np.ndarray) -> dict[str, Callable[[], object]]:
+    """What writes the parameters."""
+    state = {"weight": layer.weight.copy(), "bias": layer.bias.copy()}
+    return {
+        "backward_update": lambda: layer.backward_update(x, grad_output, 1e-6),
+        "step": lambda: layer.step(1e-6),
+        "reset": lambda: layer.reset(rng=0),
+        "load_state_dict": lambda: layer.load_state_dict(state),
+        "assigned": lambda: setattr(layer, "weight", np.zeros_like(layer.weight)),
+        "written": lambda: layer.weight.__imul__(2),
+        "frozen": lambda: layer.weight.setflags(write=True),
+    }
+
+
+def of_the_process() -> dict[str, Callable[[], object]]:
+    return {
+        "set_num_threads": lambda: fastlinear.set_num_threads(1 + threading.get_ident() % 2),
+        "get_num_threads": fastlinear.get_num_threads,
+        "show_config": lambda: fastlinear.show_config("dicts"),
+        "new": lambda: Linear(3, 2, rng=0),
+        "from_weights": lambda: Linear.from_weights(np.ones((2, 3), np.float32), copy=False),
+    }
+
+
+def everything(layer: Linear, x: np.ndarray, grad_output: np.ndarray) -> list[Callable[[], object]]:
+    parts = reading(layer, x, grad_output), accumulating(layer, x, grad_output), updating(layer, x, grad_output)
+    return [call for part in parts for call in part.values()]
+
+
+def meet(sizes: tuple[int, int, int], dtype: type, seed: int) -> None:
+    """One round: see the head."""
+    x, grad_output = inputs(sizes, dtype)
+    shared = Linear(*sizes[:2], dtype=dtype, rng=seed)
+    expected = {name: call() for name, call in reading(copy.deepcopy(shared), x, grad_output).items()}
+    lock, barrier = threading.Lock(), threading.Barrier(THREADS, timeout=600)
+
+    def work(number: int) -> None:
+        turns = random.Random(1000 * seed + number)
+        own = Linear(*sizes[:2], dtype=dtype, rng=number)
+        readers = list(reading(shared, x, grad_output).items())
+        accumulators = list(accumulating(shared, x, grad_output).values())
+        alone = everything(own, x.copy(), grad_output.copy())
+        settings = list(of_the_process().values())
+        for calls in (readers, accumulators, alone, settings):
+            turns.shuffle(calls)
+        barrier.wait()
+        shared.grad_weight  # noqa: B018  # all at once, the first use
+        for step, (name, call) in enumerate(readers):
+            np.testing.assert_array_equal(call(), expected[name], name)
+            with lock:
+                accumulators[step % len(accumulators)]()
+            alone[step]()
+            settings[step % len(settings)]()
+        barrier.wait()
+        for update in updating(shared, x, grad_output).values():
+            with lock:
+                update()
+        for call in alone:
+            call()
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for future in [pool.submit(work, number) for number in range(THREADS)]:
+            future.result()
+
+
+def first_gradients(rounds: int) -> None:
+    """Each thread accumulates into a new layer under a lock, while others make its gradients by a look at them."""
+    x, grad_output = inputs((5, 4, 1), np.float32)
+    for _ in range(rounds):
+        layer, lock, barrier = Linear(5, 4, rng=0), threading.Lock(), threading.Barrier(THREADS, timeout=600)
+
+        def work(number: int, layer: Linear = layer, lock: threading.Lock = lock, meet: threading.Barrier = barrier):
+            meet.wait()
+            if number % 2:
+                layer.grad_bias  # noqa: B018
+            with lock:
+                layer.backward_params(x, grad_output)
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            for future in [pool.submit(work, number) for number in range(THREADS)]:
+                future.result()
+        alone = Linear(5, 4, rng=0)
+        for _ in range(THREADS):
+            alone.backward_params(x, grad_output)
+        np.testing.assert_array_equal(layer.grad_weight, alone.grad_weight)
+
+
+def main(rounds: int) -> None:
+    before = fastlinear.get_num_threads()
+    gil = getattr(sys, "_is_gil_enabled", lambda: True)()
+    first_gradients(10 * rounds)
+    for seed in range(rounds):
+        for sizes in SIZES:
+            for dtype in (np.float32, np.float64):
+                meet(sizes, dtype, seed)
+    fastlinear.set_num_threads(before)
+    print(
+        f"{rounds} rounds on {THREADS} threads, {'with' if gil else 'without'} the GIL, {fastlinear.isa}: all as alone"
+    )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
