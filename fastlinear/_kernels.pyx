@@ -38,7 +38,7 @@ cdef extern from "_scratch.h" nogil:
 
 cdef extern from "_tile.h" nogil:
     # Macros that choose the tile for the dtype of their pointers, which are float* or double*, not void*.
-    const int DOT_ROWS, MOST_ROWS, MOST_COLS, UPDATE_ROWS, LANES_ROWS, LANES_AT_ONCE, NARROW, PANELS, VECTOR_BYTES
+    const int DOT_ROWS, MOST_ROWS, MOST_COLS, UPDATE_ROWS, LANES_ROWS, LANES_AT_ONCE, NARROW, PANELS, VECTOR_BYTES, VECTOR_REGISTERS
     const int DOT_COLS[]
     const int AXPY_COLS[]
     ctypedef enum axpy_mode "enum axpy_mode":
@@ -77,6 +77,7 @@ cdef enum:
     B_BLOCK = 256          # grad_weight: rows of x that a tile adds up before it goes back to memory
     A_BYTES = 1 << 19      # product: packed rows of one operand, which serve every panel of the other
     PANEL_BYTES = 1 << 18  # product: a panel of the other operand, packed or where it lies
+    WORTH_A_COPY = 2048    # grad_weight: for fewer multiply-adds than that it costs more to decide than to do
     FOLDED = 3             # product: for fewer rows of x than that grad_weight goes row by row: memory is one stream then
     ONE_STREAM = 1
     PACKED_ROWS = 24       # product: from so many rows on the other operand is packed
@@ -87,6 +88,7 @@ cdef enum:
     FAR_BYTES = 1 << 24    # a W of that size comes from memory: prefetching the next rows into L2 gains a third there,
                            # for a vector; where W lies in L3 it costs a tenth
     GRAIN = 16             # threads: columns come in so many, 64 bytes of float32
+    PAST_L2_BYTES = 1 << 19    # forward: a W of that size does not stay in L2
     COPIED_BATCH = 4       # forward: for fewer rows than that no copy pays, and to weigh it up costs 15 ns
     LONG_ROWS = 64         # forward: rows of x and outputs that go through all long blocks of k together
     LONG_OUTS = 256
@@ -306,22 +308,29 @@ cdef void forward_cheapest(const real* x, const real* weight, const real* bias, 
                            bint far, char* scratch) noexcept nogil:
     """A long block of k by the cheapest way."""
     cdef Py_ssize_t lanes = 64 // sizeof(real)
-    cdef double dots_lose, packed_loses, turned_loses
+    cdef double dots_cost, packed_cost, turned_cost
     if in_features <= NARROW and in_features == row and in_features <= 8 * batch and batch * outs >= 16:
         forward_narrow(x, weight, bias, out, batch, in_features, outs, out_row)
         return
     if batch < COPIED_BATCH:
         forward_dots(x, weight, bias, out, batch, in_features, outs, row, out_row, far)
         return
-    # What each loses, in parts of the time of the multiply-adds: to sums over lanes; to transposing W, sums, x; to
-    # lanes without work; to a larger batch, which drives W out of the cache. Fitted to 180 measured points (in x out
-    # from 24x48 to 1024x1024, 12 to 256 rows, both dtypes), where it costs 0.1 % against the best choice.
-    dots_lose = 2.7 * lanes / in_features + min(batch, 64) / 1800.0
-    packed_loses = 11.5 / batch + waste(outs, lanes)
-    turned_loses = 16.0 / outs + 0.9 * lanes / in_features + waste(batch, lanes) + batch / 3000.0
-    if dots_lose <= packed_loses and dots_lose <= turned_loses:
+    # What each costs, in times of the multiply-adds alone: sums over lanes; transposing W, sums, x; lanes without work; W
+    # from beyond L2. By least squares over 3,900 random points on AVX2, where the rule costs 3 % against the best choice
+    # of each; with 32 registers over 180 points, where it costs 0.1 %.
+    if VECTOR_REGISTERS == 32:
+        dots_cost = 2.7 * lanes / in_features + min(batch, 64) / 1800.0
+        packed_cost = 11.5 / batch + waste(outs, lanes)
+        turned_cost = 16.0 / outs + 0.9 * lanes / in_features + waste(batch, lanes) + batch / 3000.0
+    else:
+        dots_cost = 1.79 + 10.8 * lanes / in_features - min(batch, 64) / 190.0 + 7.1 / outs
+        if in_features * outs * <Py_ssize_t> sizeof(real) > PAST_L2_BYTES:
+            dots_cost += 0.2
+        packed_cost = 1.23 + 6.0 * lanes / in_features + 11.2 / batch + 8.5 / outs + 1.39 * waste(outs, lanes // 2)
+        turned_cost = 1.26 + 7.0 * lanes / in_features + 13.3 / outs + 7.5 / batch + 1.24 * waste(batch, lanes // 2)
+    if dots_cost <= packed_cost and dots_cost <= turned_cost:
         forward_dots(x, weight, bias, out, batch, in_features, outs, row, out_row, far)
-    elif packed_loses <= turned_loses:
+    elif packed_cost <= turned_cost:
         product(FORWARD, x, row, 1, weight, row, 1, out, out_row, False, batch, outs, in_features, <real> 1, bias, False,
                 scratch)
     else:
@@ -407,13 +416,21 @@ cdef void forward_loops(const real* x, const real* weight, const real* bias, rea
 cdef void grad_weight_part(const real* x, const real* grad_output, real scale, real* out, Py_ssize_t batch,
                            Py_ssize_t o_begin, Py_ssize_t o_end, Py_ssize_t i_begin, Py_ssize_t i_end,
                            Py_ssize_t in_features, Py_ssize_t out_features, char* scratch) noexcept nogil:
-    cdef Py_ssize_t outs = o_end - o_begin, ins = i_end - i_begin
-    if outs == 0 or ins == 0:
+    cdef Py_ssize_t outs = o_end - o_begin, ins = i_end - i_begin, o
+    cdef int high
+    if outs == 0 or ins == 0 or batch == 0:
         return
     x += i_begin
     grad_output += o_begin
     out += o_begin * in_features + i_begin
-    if ins * <Py_ssize_t> sizeof(real) < THIN_BYTES and outs > ins and batch > 1:
+    if scale == 1 and outs * ins * batch < WORTH_A_COPY:
+        high = even_piece(outs, MOST_ROWS)
+        o = 0
+        while o < outs:
+            axpy(<int> min(high, outs - o), ins, batch, grad_output + o, 1, out_features, x, in_features,
+                 out + o * in_features, in_features, 0, AXPY_CONTINUE)
+            o += high
+    elif ins * <Py_ssize_t> sizeof(real) < THIN_BYTES and outs > ins and batch > 1:
         # Lanes run along the outputs.
         product(RUNNING, x, 1, in_features, grad_output, 1, out_features, out, in_features, True, ins, outs, batch, scale,
                 <const real*> NULL, False, scratch)

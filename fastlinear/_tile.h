@@ -281,7 +281,7 @@ INLINE void NAME(copy_panels)(ptrdiff_t steps, ptrdiff_t width, const REAL *a, p
                 UNROLL for (int r = 0; r < high; r += WIDTH) {
                     const int n = high - r < WIDTH ? high - r : WIDTH;
                     const VEC v = NAME(mul)(scales, r == 0 && room ? NAME(load)(from) : NAME(get)(from + r, n));
-                    if (r == 0 && s + 1 < steps) NAME(store)(p, v);
+                    if (r == 0 && s * high + WIDTH <= steps * high) NAME(store)(p, v);
                     else NAME(put)(p + r, v, n);
                 }
         }
