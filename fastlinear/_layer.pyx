@@ -1,16 +1,24 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=True, embedsignature=False
-# cython: freethreading_compatible=False
-"""The compiled base of Linear: a layer's memory, and the short way from a call to a kernel.
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: binding=False, embedsignature=True, embedsignature.format=clinic
+# cython: freethreading_compatible=True
+"""The compiled base of Linear: a layer's memory, and the way from a call to a kernel.
 
-A contiguous, aligned ndarray of the layer's dtype is checked through NumPy's C API and handed to the kernel as a
-pointer: no Python code, no buffer acquisition, no allocation but the result. Anything else goes to the method of the
-subclass that has the same name with a leading underscore (linear.py): it raises, or converts the arguments and calls
-back with arrays that pass here.
+Every call goes the same way. First comes all that may run Python code: numbers, truth values, conversions, allocation.
+Then one look at the arrays, through NumPy's C API, says whether a kernel can work on them as they are. From there to
+the kernel no Python code runs, so what was seen is what the kernel finds. Arguments that do not pass the look are
+converted, or refused, and looked at again.
+
+Methods are plain descriptors (binding=False), because those check that self is a Layer.
 """
+cimport cython
 cimport numpy as cnp
+from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_FillInfo, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
+from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.ref cimport Py_INCREF, Py_XINCREF
 from libc.float cimport FLT_MAX
 from libc.math cimport fabs, isinf
+from libc.string cimport memmove, memset
 
 from fastlinear._table cimport KernelTable
 
@@ -23,10 +31,15 @@ cdef extern from "Python.h":
     void PyEval_RestoreThread(PyThreadState*)
 
 cdef extern from "numpy/arrayobject.h":
+    ctypedef struct PyArrayObject_fields:
+        PyObject* mem_handler
+    bint PyDataType_REFCHK(cnp.dtype)
     bint PyArray_CheckExact(object)
     bint PyArray_ISCARRAY(cnp.ndarray)
     bint PyArray_ISCARRAY_RO(cnp.ndarray)
     object PyArray_EMPTY(int, cnp.npy_intp*, int, int)
+    object PyArray_FromArray(cnp.ndarray, cnp.dtype, int)
+    bint PyArray_CanCastTypeTo(cnp.dtype, cnp.dtype, cnp.NPY_CASTING)
     enum:
         NPY_MAXDIMS
 
@@ -36,6 +49,14 @@ cdef extern from "_machine.h" nogil:
     const char* FASTLINEAR_FLAGS
     int omp_get_max_threads()
     int cpu_supports(const char*)
+
+cdef extern from "_threads.h" nogil:
+    int omp_get_thread_limit()
+    int startable_threads(int wanted, size_t stack_size)
+    int load_int(const int*)
+    void store_int(int*, int)
+    void* load_pointer(void**)
+    void store_pointer(void**, void*)
 
 has_openmp = bool(HAS_OPENMP)
 compiler = COMPILER.decode()
@@ -47,27 +68,36 @@ def supports(str feature):
     return bool(cpu_supports(feature.encode()))
 
 
-# ---- which kernels, and how many threads: one setting for the process
+# ---- which kernels, and how many threads: one setting for the process, read without a lock
 
 cdef object kernels = None              # the module: a build of _kernels.pyx, or reference.py
-cdef KernelTable* table = NULL          # its C functions; NULL for the reference
+cdef list kernels_ever_used = []        # so that none is freed while another thread reads `kernels`
+cdef void* kernel_table = NULL          # its C functions; NULL for the reference
 cdef int threads_wanted = 1
 cdef int openmp_threads_then = 1        # OpenMP's own limit when threads_wanted was set
-cdef bint forked = False
+cdef int forked = False
+cdef size_t thread_stack_size = 0       # of OpenMP's threads; 0 is the system's default
 
 
 def use_kernels(module):
     """Make every layer run on this module: a build of _kernels.pyx, or reference.py."""
-    global kernels, table
+    global kernels
     capsule = getattr(module, "table", None)
-    table = NULL if capsule is None else <KernelTable*> PyCapsule_GetPointer(capsule, "fastlinear.KernelTable")
+    kernels_ever_used.append(module)
     kernels = module
+    store_pointer(&kernel_table,
+                  NULL if capsule is None else PyCapsule_GetPointer(capsule, "fastlinear.KernelTable"))
 
 
 def set_threads(int n):
-    global threads_wanted, openmp_threads_then
-    openmp_threads_then = omp_get_max_threads()
-    threads_wanted = n
+    store_int(&openmp_threads_then, omp_get_max_threads())
+    store_int(&threads_wanted, n)
+
+
+def set_thread_stack_size(size_t n):
+    """Say how many bytes of stack OpenMP gives a thread; 0 for the system's default."""
+    global thread_stack_size
+    thread_stack_size = n
 
 
 def openmp_threads():
@@ -81,16 +111,17 @@ def get_threads():
 
 def after_fork_in_child():
     """libgomp hangs in a child that was forked after a parallel region, so the child runs on one thread."""
-    global forked
-    forked = True
+    store_int(&forked, True)
 
 
 cdef inline int threads_now() noexcept nogil:
-    # Who changes OpenMP's limit later (threadpoolctl, omp_set_num_threads) is obeyed.
-    cdef int limit = omp_get_max_threads()
-    if forked or not HAS_OPENMP:
+    # Who changes OpenMP's limit later (threadpoolctl, omp_set_num_threads) is obeyed, and OMP_THREAD_LIMIT is.
+    cdef int limit = omp_get_max_threads(), wanted = load_int(&threads_wanted)
+    if load_int(&forked) or not HAS_OPENMP:
         return 1
-    return limit if limit != openmp_threads_then and limit < threads_wanted else threads_wanted
+    if limit != load_int(&openmp_threads_then) and limit < wanted:
+        wanted = limit
+    return min(wanted, omp_get_thread_limit())
 
 
 cdef enum:
@@ -104,23 +135,40 @@ cdef struct Work:
     PyThreadState* state
 
 
-cdef inline Work begin(Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t out_features) noexcept:
-    """Decide on threads for that many multiply-adds, and release the GIL if they outlast its price."""
-    cdef double size = <double> batch * in_features * out_features
-    cdef Work work = Work(1, NULL)
-    if size >= WORTH_RELEASING:
-        if size >= 2 * WORTH_A_THREAD:
-            work.threads = <int> min(<double> threads_now(), size / WORTH_A_THREAD)
-        work.state = PyEval_SaveThread()
-    return work
+cdef inline void release_gil(Work* work, double size) noexcept:
+    """Let other Python threads run during that many multiply-adds, if they outlast the price."""
+    work.threads = 1
+    work.state = PyEval_SaveThread() if size >= WORTH_RELEASING else NULL
 
 
-cdef inline void end(Work work) noexcept:
+cdef inline int begin(Work* work, Py_ssize_t rows, Py_ssize_t in_features, Py_ssize_t out_features) except -1:
+    """Get what a kernel needs for that many multiply-adds, and release the GIL if they outlast its price.
+
+    Runs no Python code, for the arrays have been looked at. Raises for what it cannot get, with nothing written yet.
+    """
+    cdef double size = <double> rows * in_features * out_features
+    release_gil(work, size)
+    if size >= 2 * WORTH_A_THREAD:
+        work.threads = startable_threads(<int> min(<double> threads_now(), size / WORTH_A_THREAD), thread_stack_size)
+    return 0
+
+
+cdef inline void end(Work* work) noexcept:
     if work.state != NULL:
         PyEval_RestoreThread(work.state)
 
 
 # ---- looking at arrays
+
+cdef struct Span:
+    char* begin
+    char* end
+
+
+cdef inline bint apart(Span a, Span b) noexcept:
+    """Whether two spans share no byte."""
+    return a.end <= b.begin or b.end <= a.begin
+
 
 cdef inline Py_ssize_t rows_of(cnp.ndarray a) noexcept:
     """How many rows there are before the last axis."""
@@ -131,7 +179,7 @@ cdef inline Py_ssize_t rows_of(cnp.ndarray a) noexcept:
     return rows
 
 
-cdef inline bint like(cnp.ndarray a, cnp.ndarray b) noexcept:
+cdef inline bint same_batch_shape(cnp.ndarray a, cnp.ndarray b) noexcept:
     """Whether all axes but the last agree."""
     cdef int axis
     if cnp.PyArray_NDIM(a) != cnp.PyArray_NDIM(b):
@@ -142,34 +190,214 @@ cdef inline bint like(cnp.ndarray a, cnp.ndarray b) noexcept:
     return True
 
 
-cdef struct Span:
-    char* begin
-    char* end
+cdef tuple shape_of(cnp.ndarray a):
+    return tuple([cnp.PyArray_DIMS(a)[axis] for axis in range(cnp.PyArray_NDIM(a))])
 
 
-cdef inline Span whole(cnp.ndarray a) noexcept:
-    """The bytes of a contiguous array; none of None."""
-    if a is None:
-        return Span(NULL, NULL)
-    return Span(<char*> cnp.PyArray_DATA(a), <char*> cnp.PyArray_DATA(a) + cnp.PyArray_NBYTES(a))
+cdef tuple result_shape(cnp.ndarray x, Py_ssize_t features):
+    """x's shape, but for the last axis."""
+    return (*[cnp.PyArray_DIMS(x)[axis] for axis in range(cnp.PyArray_NDIM(x) - 1)], features)
 
 
-cdef inline bint apart(Span a, Span b) noexcept:
-    """Whether two spans share no byte."""
-    return a.end <= b.begin or b.end <= a.begin
+cdef cnp.dtype dtype_of(cnp.ndarray a):
+    return <cnp.dtype> <PyObject*> cnp.PyArray_DESCR(a)
 
 
+# ---- memory that Python can neither move, resize nor free
+
+@cython.final
+@cython.internal
+@cython.no_gc       # which also keeps the owner from gc.get_referents
+cdef class Memory:
+    """The base of every array on a layer's memory: holds the bytes, and has nothing by which Python could let them go.
+
+    NumPy frees the memory of an array that owns it in `resize` and `__setstate__`, however many views there are. So no
+    array that anyone can reach may own what a kernel reads. The owner here is an array that nobody else has, or an
+    object that exports a buffer, which it must not move while that is held.
+    """
+    cdef object owner
+    cdef Py_buffer export
+    cdef void* begin
+    cdef Py_ssize_t nbytes
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        # NumPy asks for it before it lets someone set flags.writeable.
+        PyBuffer_FillInfo(view, self, self.begin, self.nbytes, 0, flags)
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.export)
+
+
+cdef enum:
+    ALIGNMENT = 64      # a cache line
+
+
+cdef Memory new_memory(Py_ssize_t nbytes):
+    """Zeros, from the beginning of a cache line."""
+    cdef Memory memory = Memory.__new__(Memory)
+    cdef cnp.npy_intp size = nbytes + ALIGNMENT
+    memory.owner = cnp.PyArray_ZEROS(1, &size, cnp.NPY_BYTE, 0)
+    memory.begin = <void*> ((<size_t> cnp.PyArray_DATA(memory.owner) + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT)
+    memory.nbytes = nbytes
+    return memory
+
+
+cdef Memory memory_of(cnp.ndarray array):
+    """What holds the memory of an array. An array that owns it hands it over, and is a view from then on."""
+    cdef object at = array
+    cdef Memory memory
+    while cnp.PyArray_Check(at):
+        with cython.critical_section(at):
+            memory = taken_over(at)
+        if memory is not None:
+            return memory
+        if cnp.PyArray_BASE(at) == NULL:
+            break
+        at = <object> cnp.PyArray_BASE(at)
+    if isinstance(at, Memory):
+        return at
+    memory = Memory.__new__(Memory)
+    memory.owner = at
+    memory.begin, memory.nbytes = cnp.PyArray_DATA(array), cnp.PyArray_NBYTES(array)
+    if PyObject_CheckBuffer(at) and not cnp.PyArray_Check(at):
+        PyObject_GetBuffer(at, &memory.export, PyBUF_FULL_RO)
+    return memory
+
+
+cdef Memory taken_over(cnp.ndarray array):
+    """The memory that an array owned until now; None if it is not its owner, or not one that can let go."""
+    cdef Memory memory
+    cdef cnp.ndarray owner
+    cdef cnp.npy_intp size = cnp.PyArray_NBYTES(array)
+    if (not cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_OWNDATA) or cnp.PyArray_BASE(array) != NULL
+            or PyDataType_REFCHK(dtype_of(array))):
+        return None
+    memory = Memory.__new__(Memory)
+    owner = cnp.PyArray_SimpleNewFromData(1, &size, cnp.NPY_BYTE, cnp.PyArray_DATA(array))
+    memory.owner, memory.begin, memory.nbytes = owner, cnp.PyArray_DATA(array), size
+    cnp.set_array_base(array, memory)
+    # What the array was allocated by must free it.
+    (<PyArrayObject_fields*> owner).mem_handler = (<PyArrayObject_fields*> array).mem_handler
+    Py_XINCREF((<PyArrayObject_fields*> owner).mem_handler)
+    cnp.PyArray_CLEARFLAGS(array, cnp.NPY_ARRAY_OWNDATA)
+    cnp.PyArray_ENABLEFLAGS(owner, cnp.NPY_ARRAY_OWNDATA)
+    return memory
+
+
+def zeros(tuple shape, dtype):
+    """A new C-contiguous array of zeros that begins on a cache line."""
+    cdef cnp.npy_intp dims[NPY_MAXDIMS]
+    cdef cnp.dtype kind = dtype
+    cdef object size = kind.itemsize
+    cdef int axis
+    for axis in range(len(shape)):
+        size *= shape[axis]
+        dims[axis] = shape[axis]
+    cdef Memory memory = new_memory(size)
+    array = cnp.PyArray_SimpleNewFromData(len(shape), dims, kind.type_num, memory.begin)
+    cnp.set_array_base(array, memory)
+    return array
+
+
+@cython.final
+@cython.internal
+@cython.no_gc
+cdef class Parameter:
+    """One of a layer's arrays: where it is, which never changes, and the ndarray that is handed out for it."""
+    cdef Memory memory
+    cdef Span span
+    cdef int typenum
+    cdef int ndim
+    cdef cnp.npy_intp shape[2]
+    cdef cnp.ndarray handed_out
+
+    cdef cnp.ndarray view(self):
+        """A new ndarray on the memory."""
+        view = cnp.PyArray_SimpleNewFromData(self.ndim, self.shape, self.typenum, self.span.begin)
+        cnp.set_array_base(view, self.memory)
+        return view
+
+    cdef inline bint matches(self, a) noexcept:
+        """Whether `a` is an ndarray of this very shape, dtype and layout."""
+        cdef int axis
+        if not (PyArray_CheckExact(a) and cnp.PyArray_TYPE(<cnp.ndarray> a) == self.typenum
+                and PyArray_ISCARRAY_RO(<cnp.ndarray> a) and cnp.PyArray_NDIM(<cnp.ndarray> a) == self.ndim):
+            return False
+        for axis in range(self.ndim):
+            if cnp.PyArray_DIMS(<cnp.ndarray> a)[axis] != self.shape[axis]:
+                return False
+        return True
+
+    cdef inline bint is_at(self, a) noexcept:
+        """Whether `a` is an ndarray on this memory, and all of it."""
+        return self.matches(a) and cnp.PyArray_DATA(<cnp.ndarray> a) == self.span.begin
+
+    cdef cnp.ndarray array(self):
+        """What is handed out: the same ndarray each time, but a new one once somebody has given it another shape."""
+        cdef cnp.ndarray fresh
+        with cython.critical_section(self):
+            if not self.is_at(self.handed_out):
+                fresh = self.view()
+                if not cnp.PyArray_ISWRITEABLE(self.handed_out):
+                    cnp.PyArray_CLEARFLAGS(fresh, cnp.NPY_ARRAY_WRITEABLE)
+                self.handed_out = fresh
+            return self.handed_out
+
+    cdef bint is_frozen(self) noexcept:
+        """Whether somebody has set flags.writeable = False on what is handed out."""
+        cdef bint frozen
+        with cython.critical_section(self):
+            frozen = not cnp.PyArray_ISWRITEABLE(self.handed_out)
+        return frozen
+
+
+cdef Parameter parameter_on(cnp.ndarray array):
+    """The parameter that is where this array is."""
+    cdef Parameter p = Parameter.__new__(Parameter)
+    cdef int axis
+    p.memory = memory_of(array)
+    p.typenum, p.ndim = cnp.PyArray_TYPE(array), cnp.PyArray_NDIM(array)
+    for axis in range(p.ndim):
+        p.shape[axis] = cnp.PyArray_DIMS(array)[axis]
+    p.span.begin = <char*> cnp.PyArray_DATA(array)
+    p.span.end = p.span.begin + cnp.PyArray_NBYTES(array)
+    p.handed_out = p.view()
+    return p
+
+
+cdef inline cnp.ndarray array_of(Parameter p):
+    return None if p is None else p.array()
+
+
+cdef inline cnp.ndarray view_of(Parameter p):
+    return None if p is None else p.view()
+
+
+cdef inline Span span_of(Parameter p) noexcept:
+    """The bytes of a parameter; none of None."""
+    return Span(NULL, NULL) if p is None else p.span
+
+
+cdef struct Pass:
+    # What a kernel gets, as it was at the last look.
+    Py_ssize_t rows
+    Span x, grad_output, result
+
+
+# No cycle can go through a layer's own members, so the garbage collector need not come here.
+@cython.no_gc
 cdef class Layer:
     """The compiled base of Linear; see there."""
 
     cdef readonly Py_ssize_t in_features
     cdef readonly Py_ssize_t out_features
     cdef readonly object dtype
-    cdef cnp.ndarray _weight, _bias, _grad_weight, _grad_bias
-    cdef Span w, b, grad_w, grad_b      # their bytes, so that a call need not ask for them
+    cdef Parameter W, b, grad_W, grad_b
+    cdef Span w_span, b_span, grad_w_span, grad_b_span      # so that a call need not ask for them
+    cdef int has_gradients
     cdef Py_ssize_t itemsize
     cdef int typenum
-    cdef bint wide
+    cdef bint is_double
     cdef object __weakref__
 
     def __cinit__(self, *args, **kwargs):
@@ -178,42 +406,122 @@ cdef class Layer:
     def _bind(self, weight, bias, grad_weight=None, grad_bias=None):
         """Take these C-contiguous, aligned, writable arrays, of one dtype and fitting shapes, as the layer's memory.
 
-        For life: a call that has released the GIL reads it wherever it is.
+        For life: a call that has released the GIL reads it wherever it is. An array that owns its memory does so no
+        longer (see memory_of).
         """
-        if self._weight is not None:
-            raise RuntimeError(f"{self!r} has its parameters and keeps them; make another layer")
-        # The views keep anyone from resizing memory that kernels write to.
-        self._weight = weight.view()
-        self._bias = None if bias is None else bias.view()
-        self._grad_weight = None if grad_weight is None else grad_weight.view()
-        self._grad_bias = None if grad_bias is None else grad_bias.view()
-        self.dtype = weight.dtype
-        self.out_features, self.in_features = weight.shape
-        self.w, self.b = whole(self._weight), whole(self._bias)
-        self.grad_w, self.grad_b = whole(self._grad_weight), whole(self._grad_bias)
-        self.itemsize = weight.itemsize
-        self.wide = self.itemsize == 8
-        self.typenum = cnp.PyArray_TYPE(self._weight)
+        cdef Parameter w, b, grad_w, grad_b
+        check_to_bind("weight", weight, None, 2)
+        check_to_bind("bias", bias, weight, 1)
+        check_to_bind("grad_weight", grad_weight, weight, 2)
+        check_to_bind("grad_bias", grad_bias, weight, 1)
+        if weight is None or (grad_weight is None and grad_bias is not None) or (
+                grad_weight is not None and (bias is None) != (grad_bias is None)):
+            raise ValueError("_bind: there must be a weight, and gradients for all parameters or for none")
+        w, grad_w = parameter_on(weight), None if grad_weight is None else parameter_on(grad_weight)
+        b, grad_b = None if bias is None else parameter_on(bias), None if grad_bias is None else parameter_on(grad_bias)
+        with cython.critical_section(self):
+            if self.W is not None:
+                raise RuntimeError(f"{self!r} has its parameters and keeps them; make another layer")
+            self.W, self.b, self.grad_W, self.grad_b = w, b, grad_w, grad_b
+            self.w_span, self.b_span = span_of(w), span_of(b)
+            self.grad_w_span, self.grad_b_span = span_of(grad_w), span_of(grad_b)
+            self.has_gradients = grad_w is not None
+            self.out_features, self.in_features = w.shape[0], w.shape[1]
+            self.dtype = cnp.PyArray_DescrFromType(w.typenum)
+            self.is_double = w.typenum == cnp.NPY_DOUBLE
+            self.itemsize = 8 if self.is_double else 4
+            self.typenum = w.typenum
 
-    cdef inline bint reads(self, x, Py_ssize_t features) noexcept:
-        """Whether a kernel can read x as it is: an ndarray of the layer's dtype, contiguous, of that many features."""
-        return (PyArray_CheckExact(x) and cnp.PyArray_TYPE(<cnp.ndarray> x) == self.typenum
-                and PyArray_ISCARRAY_RO(<cnp.ndarray> x) and cnp.PyArray_NDIM(<cnp.ndarray> x) > 0
-                and cnp.PyArray_DIMS(<cnp.ndarray> x)[cnp.PyArray_NDIM(<cnp.ndarray> x) - 1] == features)
+    cdef inline int check_bound(self) except -1:
+        if self.W is None:
+            raise RuntimeError(f"{type(self).__name__} has no parameters yet: its __init__ was not called")
+        return 0
 
-    cdef inline bint writes(self, out, Py_ssize_t features) noexcept:
-        return self.reads(out, features) and PyArray_ISCARRAY(<cnp.ndarray> out)
+    cdef inline int check_writable(self, Parameter weight, Parameter bias) except -1:
+        """An owner may have frozen a parameter: layer.weight.flags.writeable = False."""
+        if weight.is_frozen() or (bias is not None and bias.is_frozen()):
+            raise ValueError(
+                f"{self!r}: its memory was made read-only (flags.writeable = False), so it cannot change")
+        return 0
+
+    cdef int ensure_gradients(self) except -1:
+        """Make the gradients, zero, unless they are there."""
+        cdef Parameter weight, bias = None
+        if load_int(&self.has_gradients):
+            return 0
+        self.check_bound()
+        weight = parameter_on(zeros((self.out_features, self.in_features), self.dtype))
+        if self.b is not None:
+            bias = parameter_on(zeros((self.out_features,), self.dtype))
+        with cython.critical_section(self):
+            # Whoever comes first makes them; nothing since can have been between this look and the last line.
+            if not self.has_gradients:
+                self.grad_W, self.grad_b = weight, bias
+                self.grad_w_span, self.grad_b_span = span_of(weight), span_of(bias)
+                store_int(&self.has_gradients, True)
+        return 0
+
+    # ---- the last look: nothing here runs Python code
+
+    cdef inline bint can_read(self, a, Py_ssize_t features) noexcept:
+        """Whether a kernel can read `a` as it is: an ndarray of the layer's dtype, contiguous, of so many features."""
+        return (PyArray_CheckExact(a) and cnp.PyArray_TYPE(<cnp.ndarray> a) == self.typenum
+                and PyArray_ISCARRAY_RO(<cnp.ndarray> a) and cnp.PyArray_NDIM(<cnp.ndarray> a) > 0
+                and cnp.PyArray_DIMS(<cnp.ndarray> a)[cnp.PyArray_NDIM(<cnp.ndarray> a) - 1] == features)
+
+    cdef inline bint can_write(self, a, Py_ssize_t features) noexcept:
+        return self.can_read(a, features) and PyArray_ISCARRAY(<cnp.ndarray> a)
 
     cdef inline Span bytes(self, cnp.ndarray a, Py_ssize_t rows, Py_ssize_t features) noexcept:
-        """The bytes of an array that reads() let pass."""
+        """The bytes of an array that can_read() let pass."""
         cdef char* begin = <char*> cnp.PyArray_DATA(a)
         return Span(begin, begin + rows * features * self.itemsize)
 
     cdef inline bint apart_from_parameters(self, Span a) noexcept:
-        return apart(a, self.w) and apart(a, self.b)
+        return apart(a, self.w_span) and apart(a, self.b_span)
 
     cdef inline bint apart_from_gradients(self, Span a) noexcept:
-        return apart(a, self.grad_w) and apart(a, self.grad_b)
+        return apart(a, self.grad_w_span) and apart(a, self.grad_b_span)
+
+    cdef inline bint can_map(self, Pass* p, Span* source_span, source, Py_ssize_t source_features,
+                             result, Py_ssize_t result_features) noexcept:
+        """Whether a kernel can compute result from source and the parameters, as they are."""
+        if not (self.can_read(source, source_features) and self.can_write(result, result_features)
+                and same_batch_shape(source, result)):
+            return False
+        p.rows = rows_of(source)
+        source_span[0] = self.bytes(source, p.rows, source_features)
+        p.result = self.bytes(result, p.rows, result_features)
+        return apart(p.result, source_span[0]) and self.apart_from_parameters(p.result)
+
+    cdef inline bint can_read_both(self, Pass* p, x, grad_output) noexcept:
+        """Whether a kernel can go over the rows of x and grad_output as they are."""
+        if not (self.can_read(x, self.in_features) and self.can_read(grad_output, self.out_features)
+                and same_batch_shape(x, grad_output)):
+            return False
+        p.rows = rows_of(x)
+        p.x = self.bytes(x, p.rows, self.in_features)
+        p.grad_output = self.bytes(grad_output, p.rows, self.out_features)
+        return True
+
+    cdef inline bint can_write_grad_input(self, Pass* p, result, x, bint input_grad) noexcept:
+        """Whether it can write grad_input as well; result is None if nobody wants it. After can_read_both()."""
+        p.result = Span(NULL, NULL)
+        if not input_grad:
+            return result is None
+        if not (self.can_write(result, self.in_features) and same_batch_shape(result, x)):
+            return False
+        p.result = self.bytes(result, p.rows, self.in_features)
+        return (apart(p.result, p.x) and apart(p.result, p.grad_output) and self.apart_from_parameters(p.result))
+
+    # ---- before the last look: numbers, conversions, allocation
+
+    cdef inline double number(self, str name, value) except? -1:
+        """value as a double that the layer's dtype can hold."""
+        cdef double d = value if isinstance(value, float) else self._number(name, value)
+        if not self.is_double and fabs(d) > FLT_MAX and not isinf(d):
+            raise ValueError(f"{self!r}: {name} must fit float32, got {value!r}")
+        return d
 
     cdef inline cnp.ndarray empty(self, cnp.ndarray x, Py_ssize_t features):
         """A new array of x's shape, but for the last axis."""
@@ -224,23 +532,96 @@ cdef class Layer:
         shape[last] = features
         return PyArray_EMPTY(last + 1, shape, self.typenum, 0)
 
-    cdef inline double number(self, str name, value) except? -1:
-        """value as a double that the layer's dtype can hold."""
-        cdef double d = value if isinstance(value, float) else self._number(name, value)
-        if not self.wide and fabs(d) > FLT_MAX and not isinf(d):
-            raise ValueError(f"{self!r}: {name} must fit float32, got {value!r}")
-        return d
+    cdef cnp.ndarray taken(self, str name, value):
+        """value as an ndarray of any kind. All Python code that a conversion may run runs here."""
+        self.check_bound()
+        if PyArray_CheckExact(value):
+            return value
+        if cnp.PyArray_Check(value):
+            self._check_mask(name, value)
+            return value
+        return self._as_array(name, value)
 
-    cdef int own_gradients(self) except -1:
-        """Make the gradients, zero, unless they are there."""
-        if self._grad_weight is None:
-            if self._weight is None:
-                raise RuntimeError(f"{type(self).__name__} has no parameters yet: its __init__ was not called")
-            weight = self._zeros((self.out_features, self.in_features))
-            bias = None if self._bias is None else self._zeros((self.out_features,))
-            self._grad_weight, self._grad_bias = weight, bias
-            self.grad_w, self.grad_b = whole(weight), whole(bias)
+    cdef int taken_out(self, out) except -1:
+        """The same of out, which is not converted: a mask of it would be lost."""
+        if not PyArray_CheckExact(out) and cnp.PyArray_Check(out):
+            self._check_mask("out", out)
         return 0
+
+    cdef int check_cast(self, str name, cnp.ndarray array) except -1:
+        """Whether its dtype casts safely to the layer's."""
+        if not PyArray_CanCastTypeTo(dtype_of(array), self.dtype, cnp.NPY_SAFE_CASTING):
+            raise TypeError(
+                f"{self._name}: {name} has dtype {dtype_of(array)}, which does not cast safely to the layer's "
+                f"{self.dtype}; convert it with astype({self.dtype}) or use a layer of another dtype")
+        return 0
+
+    cdef int check_rows(self, str name, cnp.ndarray array, Py_ssize_t features) except -1:
+        """Whether can_read() will let it pass when it is plain."""
+        cdef int ndim = cnp.PyArray_NDIM(array)
+        self.check_cast(name, array)
+        if ndim == 0 or cnp.PyArray_DIMS(array)[ndim - 1] != features:
+            raise ValueError(f"{self._name}: {name} must have {features} features in its last axis, "
+                             f"got shape {shape_of(array)}")
+        return 0
+
+    cdef int check_both(self, cnp.ndarray x, cnp.ndarray grad_output, out, bint input_grad) except -1:
+        """The same of x and grad_output together, and of where grad_input is to go."""
+        self.check_rows("x", x, self.in_features)
+        self.check_rows("grad_output", grad_output, self.out_features)
+        if not same_batch_shape(x, grad_output):
+            raise ValueError(
+                f"{self._name}: grad_output must have shape {result_shape(x, self.out_features)} to match x of shape "
+                f"{shape_of(x)}, got {shape_of(grad_output)}")
+        if out is not None and not input_grad:
+            raise ValueError(f"{self._name}: out is for grad_input, which input_grad=False leaves out")
+        self.check_out(out, x, self.in_features)
+        return 0
+
+    cdef int check_out(self, out, cnp.ndarray x, Py_ssize_t features) except -1:
+        """Whether a result of x's shape, but for the last axis, can be copied into out, if there is one."""
+        if out is None:
+            return 0
+        if not cnp.PyArray_Check(out):
+            raise TypeError(f"{self._name}: out must be a numpy.ndarray, got {type(out).__name__}")
+        if not (cnp.PyArray_TYPE(out) == self.typenum and cnp.PyArray_ISNOTSWAPPED(out)):
+            raise TypeError(f"{self._name}: out must have dtype {self.dtype}, got {dtype_of(out)}")
+        if not (cnp.PyArray_NDIM(out) > 0 and cnp.PyArray_DIMS(out)[cnp.PyArray_NDIM(out) - 1] == features
+                and same_batch_shape(out, x)):
+            raise ValueError(f"{self._name}: out must have shape {result_shape(x, features)}, got {shape_of(out)}")
+        if not cnp.PyArray_ISWRITEABLE(out):
+            raise ValueError(f"{self._name}: out must be writable, got a read-only array")
+        return 0
+
+    cdef cnp.ndarray plain(self, cnp.ndarray array):
+        """A C-contiguous, aligned array of the layer's dtype: this one, if it is so. Runs no Python code."""
+        Py_INCREF(self.dtype)       # PyArray_FromArray takes it over
+        return PyArray_FromArray(
+            array, self.dtype, cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_ENSUREARRAY)
+
+    cdef cnp.ndarray plain_apart(self, cnp.ndarray array):
+        """The same, apart from the layer's memory, which backward writes to."""
+        cdef cnp.ndarray a = self.plain(array)
+        cdef Span span = Span(<char*> cnp.PyArray_DATA(a), <char*> cnp.PyArray_DATA(a) + cnp.PyArray_NBYTES(a))
+        if self.apart_from_parameters(span) and self.apart_from_gradients(span):
+            return a
+        return cnp.PyArray_NewCopy(a, cnp.NPY_CORDER)
+
+    cdef cnp.ndarray values(self, str name, Parameter p, value):
+        """value as p.matches() wants it."""
+        cdef cnp.ndarray array = self.taken(name, value)
+        cdef tuple shape = (p.shape[0], p.shape[1])[:p.ndim]
+        self.check_cast(name, array)
+        if shape_of(array) != shape:
+            raise ValueError(f"{self._name}: {name} must have shape {shape}, got {shape_of(array)}")
+        return self.plain(array)
+
+    cdef object changed(self):
+        return RuntimeError(f"{self._name}: an argument changed while the call made itself ready; nothing was written")
+
+    @property
+    def _name(self):
+        return f"{type(self).__name__}({self.in_features}, {self.out_features})"
 
     # ---- the memory
 
@@ -248,26 +629,31 @@ cdef class Layer:
     def weight(self):
         """The weights W, an ndarray (out_features, in_features), C-contiguous, which is the layer's own memory.
 
-        Writing into it changes the layer; assigning checks shape and dtype and copies the values in.
+        Writing into it changes the layer; assigning checks shape and dtype and copies the values in. Another shape or
+        dtype set on it (``layer.weight.shape = ...``) changes that ndarray only, and the next access gives a new one.
 
         >>> layer = Linear(3, 2, rng=0)
         >>> layer.weight[:, 0] = 0
         >>> layer.weight = np.ones((2, 3), np.float32)
         """
-        return self._weight
+        self.check_bound()
+        return self.W.array()
 
     @weight.setter
     def weight(self, value):
-        self._assign("weight", self._weight, value)
+        self.check_bound()
+        self.assign("weight", self.W, value)
 
     @property
     def bias(self):
         """The bias b, an ndarray (out_features,), or None. Else as weight."""
-        return self._bias
+        self.check_bound()
+        return array_of(self.b)
 
     @bias.setter
     def bias(self, value):
-        self._assign("bias", self._bias, value)
+        self.check_bound()
+        self.assign("bias", self.b, value)
 
     @property
     def grad_weight(self):
@@ -275,34 +661,60 @@ cdef class Layer:
 
         Made, and zero, when first used: a layer that only runs forward has none.
         """
-        self.own_gradients()
-        return self._grad_weight
+        self.ensure_gradients()
+        return self.grad_W.array()
 
     @grad_weight.setter
     def grad_weight(self, value):
-        self.own_gradients()
-        self._assign("grad_weight", self._grad_weight, value)
+        self.ensure_gradients()
+        self.assign("grad_weight", self.grad_W, value)
 
     @property
     def grad_bias(self):
         """The gradient of bias, an ndarray (out_features,), or None for a layer without bias. Else as grad_weight."""
-        self.own_gradients()
-        return self._grad_bias
+        self.ensure_gradients()
+        return array_of(self.grad_b)
 
     @grad_bias.setter
     def grad_bias(self, value):
-        self.own_gradients()
-        self._assign("grad_bias", self._grad_bias, value)
+        self.ensure_gradients()
+        self.assign("grad_bias", self.grad_b, value)
+
+    cdef int assign(self, str name, Parameter p, value) except -1:
+        """What `layer.weight = value` and its like do."""
+        if p is None:
+            raise ValueError(f"{self._name}: there is no {name}: the layer was made with bias=False")
+        if not p.matches(value):
+            value = self.values(name, p, value)
+        self.check_writable(p, None)
+        if not p.matches(value):
+            raise self.changed()
+        # The same memory, after `layer.weight -= ...`, is a copy onto itself.
+        memmove(p.span.begin, cnp.PyArray_DATA(value), p.span.end - p.span.begin)
+        return 0
 
     def _memory(self):
         """weight, bias, grad_weight, grad_bias, as they are: None for what the layer does not have (yet)."""
-        return self._weight, self._bias, self._grad_weight, self._grad_bias
+        self.check_bound()
+        if not load_int(&self.has_gradients):
+            return self.W.array(), array_of(self.b), None, None
+        return self.W.array(), array_of(self.b), self.grad_W.array(), array_of(self.grad_b)
 
-    def _write(self, arrays, values):
-        """Copy values into arrays of their shape, one after another. Ctrl-C and other signals come before or after
-        all of it, for only bytecode is interrupted."""
-        for array, value in zip(arrays, values):
-            array[...] = value
+    def _values(self, str name, value):
+        """Copies of value, as the parameter of that name can take it, or an error."""
+        self.check_bound()
+        return self.values(name, {"weight": self.W, "bias": self.b}[name], value).copy()
+
+    def _store(self, weight, bias):
+        """Copy values, of the very shape and dtype, into the parameters: into both or none."""
+        self.check_bound()
+        self.check_writable(self.W, self.b)
+        if not (self.W.matches(weight) and (bias is None if self.b is None else self.b.matches(bias))):
+            raise ValueError(
+                f"{self._name}: weight and bias must be C-contiguous ndarrays of the layer's shapes and dtype")
+        memmove(self.w_span.begin, cnp.PyArray_DATA(weight), self.w_span.end - self.w_span.begin)
+        if bias is not None:
+            memmove(self.b_span.begin, cnp.PyArray_DATA(bias), self.b_span.end - self.b_span.begin)
 
     # ---- forward
 
@@ -325,31 +737,30 @@ cdef class Layer:
         return self.run_forward(x, out)
 
     cdef inline run_forward(self, x, out):
-        cdef cnp.ndarray y
+        cdef Pass p
         cdef Work work
-        cdef Span target
-        cdef Py_ssize_t rows
-        if not self.reads(x, self.in_features):
-            return self._forward(x, out)
-        rows = rows_of(x)
-        if out is None:
+        cdef object y = out
+        cdef KernelTable* table = <KernelTable*> load_pointer(&kernel_table)
+        if out is None and self.can_read(x, self.in_features):
             y = self.empty(x, self.out_features)
-        else:
-            if not (self.writes(out, self.out_features) and like(x, out)):
-                return self._forward(x, out)
-            target = self.bytes(out, rows, self.out_features)
-            if not (apart(target, self.bytes(x, rows, self.in_features)) and self.apart_from_parameters(target)):
-                return self._forward(x, out)
-            y = out
+        if not self.can_map(&p, &p.x, x, self.in_features, y, self.out_features):
+            x = self.taken("x", x)
+            self.taken_out(out)
+            self.check_rows("x", x, self.in_features)
+            self.check_out(out, x, self.out_features)
+            x = self.plain(x)
+            y = self.empty(x, self.out_features)
+            if not self.can_map(&p, &p.x, x, self.in_features, y, self.out_features):
+                raise self.changed()
         if table == NULL:
-            kernels.forward(x.reshape(rows, self.in_features), self._weight, self._bias,
-                            y.reshape(rows, self.out_features))
-            return y
-        work = begin(rows, self.in_features, self.out_features)
-        table.forward(self.wide, cnp.PyArray_DATA(x), self.w.begin, self.b.begin, cnp.PyArray_DATA(y),
-                      rows, self.in_features, self.out_features, work.threads)
-        end(work)
-        return y
+            kernels.forward(x.reshape(p.rows, self.in_features), self.W.view(), view_of(self.b),
+                            y.reshape(p.rows, self.out_features))
+        elif p.rows:
+            begin(&work, p.rows, self.in_features, self.out_features)
+            table.forward(self.is_double, p.x.begin, self.w_span.begin, self.b_span.begin, p.result.begin,
+                          p.rows, self.in_features, self.out_features, work.threads)
+            end(&work)
+        return delivered(y, out)
 
     # ---- backward
 
@@ -386,37 +797,48 @@ cdef class Layer:
         """
         self.run_backward(x, grad_output, None, self.number("scale", scale), False)
 
+    cdef inline bint can_accumulate(self, Pass* p, x, grad_output, gx, bint input_grad) noexcept:
+        """Whether a kernel can add to the gradients, which must be there, from x and grad_output as they are."""
+        return (load_int(&self.has_gradients) and self.can_read_both(p, x, grad_output)
+                and self.can_write_grad_input(p, gx, x, input_grad) and self.apart_from_gradients(p.result)
+                and self.apart_from_gradients(p.x) and self.apart_from_gradients(p.grad_output))
+
     cdef inline run_backward(self, x, grad_output, out, double scale, bint input_grad):
-        cdef cnp.ndarray gx = None
+        cdef Pass p
         cdef Work work
-        cdef Py_ssize_t rows
-        if not (self.reads(x, self.in_features) and self.reads(grad_output, self.out_features)):
-            return self._backward(x, grad_output, out, scale, input_grad)
-        rows = rows_of(x)
-        if not (self.pair(x, grad_output, rows, False) and self.takes(out, x, grad_output, rows, input_grad)):
-            return self._backward(x, grad_output, out, scale, input_grad)
-        self.own_gradients()
-        self.check_writable(self._grad_weight, self._grad_bias)
-        if input_grad:
-            gx = self.empty(x, self.in_features) if out is None else out
+        cdef object gx = out
+        cdef KernelTable* table = <KernelTable*> load_pointer(&kernel_table)
+        if input_grad and out is None and self.can_read(x, self.in_features):
+            gx = self.empty(x, self.in_features)
+        if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
+            x, grad_output = self.taken("x", x), self.taken("grad_output", grad_output)
+            self.taken_out(out)
+            self.check_both(x, grad_output, out, input_grad)
+            self.ensure_gradients()
+            x, grad_output = self.plain_apart(x), self.plain_apart(grad_output)
+            gx = self.empty(x, self.in_features) if input_grad else None
+            if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
+                raise self.changed()
+        self.check_writable(self.grad_W, self.grad_b)
         if table == NULL:
-            x, grad_output = x.reshape(rows, self.in_features), grad_output.reshape(rows, self.out_features)
+            x, grad_output = x.reshape(p.rows, self.in_features), grad_output.reshape(p.rows, self.out_features)
             if input_grad:
-                kernels.grad_input(grad_output, self._weight, gx.reshape(rows, self.in_features))
-            kernels.grad_weight(x, grad_output, scale, self._grad_weight)
-            if self._bias is not None:
-                kernels.grad_bias(grad_output, scale, self._grad_bias)
-            return gx
-        work = begin(rows, self.in_features, self.out_features)
-        if input_grad:
-            table.grad_input(self.wide, cnp.PyArray_DATA(grad_output), self.w.begin, cnp.PyArray_DATA(gx),
-                             rows, self.in_features, self.out_features, work.threads)
-        table.grad_weight(self.wide, cnp.PyArray_DATA(x), cnp.PyArray_DATA(grad_output), scale, self.grad_w.begin,
-                          rows, self.in_features, self.out_features, work.threads)
-        if self._bias is not None:
-            table.grad_bias(self.wide, cnp.PyArray_DATA(grad_output), scale, self.grad_b.begin, rows, self.out_features)
-        end(work)
-        return gx
+                kernels.grad_input(grad_output, self.W.view(), gx.reshape(p.rows, self.in_features))
+            kernels.grad_weight(x, grad_output, scale, self.grad_W.view())
+            if self.b is not None:
+                kernels.grad_bias(grad_output, scale, self.grad_b.view())
+        elif p.rows:
+            begin(&work, p.rows, self.in_features, self.out_features)
+            if input_grad:
+                table.grad_input(self.is_double, p.grad_output.begin, self.w_span.begin, p.result.begin,
+                                 p.rows, self.in_features, self.out_features, work.threads)
+            table.grad_weight(self.is_double, p.x.begin, p.grad_output.begin, scale, self.grad_w_span.begin,
+                              p.rows, self.in_features, self.out_features, work.threads)
+            if self.b_span.begin != NULL:
+                table.grad_bias(self.is_double, p.grad_output.begin, scale, self.grad_b_span.begin,
+                                p.rows, self.out_features)
+            end(&work)
+        return delivered(gx, out)
 
     def backward_input(self, grad_output, out=None):
         """grad_input = grad_output W (Torch7: updateGradInput; BLAS: gemm, gemv transposed).
@@ -428,24 +850,30 @@ cdef class Layer:
         >>> layer.backward_input([1, 1])
         array([5., 7., 9.], dtype=float32)
         """
-        cdef cnp.ndarray gx
+        cdef Pass p
         cdef Work work
-        cdef Py_ssize_t rows
-        if not self.reads(grad_output, self.out_features):
-            return self._backward_input(grad_output, out)
-        rows = rows_of(grad_output)
-        if not self.takes(out, None, grad_output, rows, True):
-            return self._backward_input(grad_output, out)
-        gx = self.empty(grad_output, self.in_features) if out is None else out
+        cdef object gx = out
+        cdef KernelTable* table = <KernelTable*> load_pointer(&kernel_table)
+        if out is None and self.can_read(grad_output, self.out_features):
+            gx = self.empty(grad_output, self.in_features)
+        if not self.can_map(&p, &p.grad_output, grad_output, self.out_features, gx, self.in_features):
+            grad_output = self.taken("grad_output", grad_output)
+            self.taken_out(out)
+            self.check_rows("grad_output", grad_output, self.out_features)
+            self.check_out(out, grad_output, self.in_features)
+            grad_output = self.plain(grad_output)
+            gx = self.empty(grad_output, self.in_features)
+            if not self.can_map(&p, &p.grad_output, grad_output, self.out_features, gx, self.in_features):
+                raise self.changed()
         if table == NULL:
-            kernels.grad_input(grad_output.reshape(rows, self.out_features), self._weight,
-                               gx.reshape(rows, self.in_features))
-            return gx
-        work = begin(rows, self.in_features, self.out_features)
-        table.grad_input(self.wide, cnp.PyArray_DATA(grad_output), self.w.begin, cnp.PyArray_DATA(gx),
-                         rows, self.in_features, self.out_features, work.threads)
-        end(work)
-        return gx
+            kernels.grad_input(grad_output.reshape(p.rows, self.out_features), self.W.view(),
+                               gx.reshape(p.rows, self.in_features))
+        elif p.rows:
+            begin(&work, p.rows, self.in_features, self.out_features)
+            table.grad_input(self.is_double, p.grad_output.begin, self.w_span.begin, p.result.begin,
+                             p.rows, self.in_features, self.out_features, work.threads)
+            end(&work)
+        return delivered(gx, out)
 
     def backward_update(self, x, grad_output, lr, out=None, input_grad=True):
         """grad_input, and the plain SGD step W −= lr · grad_outputᵀ x, b −= lr · Σ grad_output, in one pass over W
@@ -464,49 +892,36 @@ cdef class Layer:
                [4.5, 5. , 7. ]], dtype=float32)
         """
         cdef double rate = self.number("lr", lr)
-        cdef cnp.ndarray gx = None
+        cdef bint with_input = input_grad
+        cdef Pass p
         cdef Work work
-        cdef Py_ssize_t rows
-        if not (self.reads(x, self.in_features) and self.reads(grad_output, self.out_features)):
-            return self._backward_update(x, grad_output, lr, out, input_grad)
-        rows = rows_of(x)
-        if not (self.pair(x, grad_output, rows, True) and self.takes(out, x, grad_output, rows, input_grad)):
-            return self._backward_update(x, grad_output, lr, out, input_grad)
-        self.check_writable(self._weight, self._bias)
-        if input_grad:
-            gx = self.empty(x, self.in_features) if out is None else out
+        cdef object gx = out
+        cdef KernelTable* table = <KernelTable*> load_pointer(&kernel_table)
+        if with_input and out is None and self.can_read(x, self.in_features):
+            gx = self.empty(x, self.in_features)
+        if not self.can_update(&p, x, grad_output, gx, with_input):
+            x, grad_output = self.taken("x", x), self.taken("grad_output", grad_output)
+            self.taken_out(out)
+            self.check_both(x, grad_output, out, with_input)
+            x, grad_output = self.plain_apart(x), self.plain_apart(grad_output)
+            gx = self.empty(x, self.in_features) if with_input else None
+            if not self.can_update(&p, x, grad_output, gx, with_input):
+                raise self.changed()
+        self.check_writable(self.W, self.b)
         if table == NULL:
-            kernels.update(x.reshape(rows, self.in_features), grad_output.reshape(rows, self.out_features), rate,
-                           self._weight, self._bias, None if gx is None else gx.reshape(rows, self.in_features))
-            return gx
-        work = begin(rows, self.in_features, self.out_features)
-        table.update(self.wide, cnp.PyArray_DATA(x), cnp.PyArray_DATA(grad_output), rate, self.w.begin, self.b.begin,
-                     NULL if gx is None else cnp.PyArray_DATA(gx), rows, self.in_features, self.out_features,
-                     work.threads)
-        end(work)
-        return gx
+            kernels.update(x.reshape(p.rows, self.in_features), grad_output.reshape(p.rows, self.out_features), rate,
+                           self.W.view(), view_of(self.b), gx.reshape(p.rows, self.in_features) if with_input else None)
+        elif p.rows:
+            begin(&work, p.rows, self.in_features, self.out_features)
+            table.update(self.is_double, p.x.begin, p.grad_output.begin, rate, self.w_span.begin, self.b_span.begin,
+                         p.result.begin, p.rows, self.in_features, self.out_features, work.threads)
+            end(&work)
+        return delivered(gx, out)
 
-    cdef inline bint pair(self, cnp.ndarray x, cnp.ndarray grad_output, Py_ssize_t rows, bint update) noexcept:
-        """Whether x and grad_output have the same leading axes and lie apart from what the pass writes to."""
-        cdef Span a = self.bytes(x, rows, self.in_features), b = self.bytes(grad_output, rows, self.out_features)
-        if not like(x, grad_output):
-            return False
-        if update:
-            return self.apart_from_parameters(a) and self.apart_from_parameters(b)
-        return self.apart_from_gradients(a) and self.apart_from_gradients(b)
-
-    cdef inline bint takes(self, out, cnp.ndarray x, cnp.ndarray grad_output, Py_ssize_t rows,
-                           bint input_grad) noexcept:
-        """Whether a kernel can write grad_input into out as it is. x may be None."""
-        cdef Span target
-        if out is None:
-            return True
-        if not (input_grad and self.writes(out, self.in_features) and like(out, grad_output)):
-            return False
-        target = self.bytes(out, rows, self.in_features)
-        return (apart(target, self.bytes(grad_output, rows, self.out_features))
-                and (x is None or apart(target, self.bytes(x, rows, self.in_features)))
-                and self.apart_from_parameters(target) and self.apart_from_gradients(target))
+    cdef inline bint can_update(self, Pass* p, x, grad_output, gx, bint input_grad) noexcept:
+        """Whether a kernel can change the parameters from x and grad_output as they are."""
+        return (self.can_read_both(p, x, grad_output) and self.can_write_grad_input(p, gx, x, input_grad)
+                and self.apart_from_parameters(p.x) and self.apart_from_parameters(p.grad_output))
 
     # ---- the parameters
 
@@ -523,21 +938,61 @@ cdef class Layer:
         """
         cdef double rate = self.number("lr", lr)
         cdef Work work
-        self.own_gradients()
-        self.check_writable(self._weight, self._bias)
+        cdef KernelTable* table = <KernelTable*> load_pointer(&kernel_table)
+        self.ensure_gradients()
+        self.check_writable(self.W, self.b)
         if table == NULL:
-            kernels.step(self._grad_weight.reshape(-1), rate, self._weight.reshape(-1))
-            if self._bias is not None:
-                kernels.step(self._grad_bias, rate, self._bias)
+            kernels.step(self.grad_W.view().reshape(-1), rate, self.W.view().reshape(-1))
+            if self.b is not None:
+                kernels.step(self.grad_b.view(), rate, self.b.view())
             return
-        work = begin(1, self.in_features, self.out_features)
-        table.step(self.wide, self.grad_w.begin, rate, self.w.begin, self.in_features * self.out_features)
-        if self._bias is not None:
-            table.step(self.wide, self.grad_b.begin, rate, self.b.begin, self.out_features)
-        end(work)
+        release_gil(&work, <double> self.in_features * self.out_features)
+        table.step(self.is_double, self.grad_w_span.begin, rate, self.w_span.begin,
+                   self.in_features * self.out_features)
+        if self.b_span.begin != NULL:
+            table.step(self.is_double, self.grad_b_span.begin, rate, self.b_span.begin, self.out_features)
+        end(&work)
 
-    cdef inline int check_writable(self, cnp.ndarray weight, cnp.ndarray bias) except -1:
-        """An owner may have frozen a parameter: layer.weight.flags.writeable = False."""
-        if not cnp.PyArray_ISWRITEABLE(weight) or (bias is not None and not cnp.PyArray_ISWRITEABLE(bias)):
-            raise ValueError(f"{self!r}: its memory was made read-only (flags.writeable = False), so it cannot change")
+    def zero_grad(self):
+        """Set grad_weight and grad_bias to zero (Torch7: zeroGradParameters; PyTorch: zero_grad). Returns None.
+
+        Gradients that were never used are zero already, and are not made.
+        """
+        cdef Work work
+        self.check_bound()
+        if not load_int(&self.has_gradients):
+            return
+        self.check_writable(self.grad_W, self.grad_b)
+        release_gil(&work, <double> self.in_features * self.out_features)
+        memset(self.grad_w_span.begin, 0, self.grad_w_span.end - self.grad_w_span.begin)
+        if self.grad_b_span.begin != NULL:
+            memset(self.grad_b_span.begin, 0, self.grad_b_span.end - self.grad_b_span.begin)
+        end(&work)
+
+
+cdef inline delivered(result, out):
+    """The result, in out if there is one. Where it was computed apart, out may overlap anything and lie anyhow."""
+    if out is None or result is out:
+        return result
+    if result is not None:
+        cnp.PyArray_CopyInto(out, result)
+    return out
+
+
+cdef int check_to_bind(str name, array, cnp.ndarray weight, int ndim) except -1:
+    """Kernels trust the layer's memory, whoever has bound it."""
+    cdef cnp.ndarray a
+    if array is None:
         return 0
+    if not PyArray_CheckExact(array):
+        raise TypeError(f"_bind: {name} must be a numpy.ndarray, got {type(array).__name__}")
+    a = array
+    if not (PyArray_ISCARRAY(a) and cnp.PyArray_NDIM(a) == ndim
+            and cnp.PyArray_TYPE(a) in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE)):
+        raise ValueError(f"_bind: {name} must be C-contiguous, aligned, writable, native, of float32 or float64, with "
+                         f"{ndim} axes, got {dtype_of(a)} of shape {shape_of(a)}")
+    if weight is not None and not (cnp.PyArray_TYPE(a) == cnp.PyArray_TYPE(weight)
+                                   and shape_of(a) == shape_of(weight)[:ndim]):
+        raise ValueError(f"_bind: {name} must have dtype {dtype_of(weight)} and shape {shape_of(weight)[:ndim]}"
+                         f", got {dtype_of(a)} of shape {shape_of(a)}")
+    return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import re
 from contextlib import suppress
 
 from fastlinear import _layer
@@ -55,8 +56,17 @@ def default_num_threads() -> int:
     return cores
 
 
+def openmp_stack_size() -> int:
+    """The bytes of stack that OpenMP gives each thread, as its variables say; 0 if they say nothing that it takes."""
+    for variable in ("OMP_STACKSIZE", "GOMP_STACKSIZE", "KMP_STACKSIZE"):
+        if size := re.fullmatch(r"\s*(\d{1,9})\s*([bkmg]?)\s*", os.environ.get(variable, ""), re.ASCII | re.IGNORECASE):
+            return int(size[1]) << {"b": 0, "": 10, "k": 10, "m": 20, "g": 30}[size[2].lower()]
+    return 0
+
+
 def initialise() -> None:
     """What FASTLINEAR_NUM_THREADS asks for, or the default; and one thread after a fork."""
+    _layer.set_thread_stack_size(openmp_stack_size())
     wanted = os.environ.get(_VARIABLE)
     if wanted:
         if not wanted.isascii() or not wanted.isdigit() or len(wanted) > 4 or not 1 <= int(wanted) <= 1024:

@@ -1,13 +1,12 @@
 """The fully-connected layer. Here is what a user meets: making a layer, taking arguments of any kind, moving state.
 
-The short way of a call and the layer's memory are in ``_layer.pyx``, the arithmetic in ``_kernels.pyx``. The methods
-with a leading underscore are the long way: they check what the short way did not accept, raise or convert, and call
-the compiled base's method again with arrays that it accepts.
+The way of a call and the layer's memory are in ``_layer.pyx``, the arithmetic in ``_kernels.pyx``. The methods with a
+leading underscore are what the compiled base calls for arguments that are not plain ndarrays and floats.
 """
 
 from __future__ import annotations
 
-import math
+import copyreg
 import operator
 import os
 from collections.abc import Iterable, Mapping
@@ -16,30 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlinear import _files
-from fastlinear._layer import Layer
+from fastlinear._layer import Layer, zeros
 
 if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
-    from typing import TypeVar
-
     import torch
     from numpy.typing import ArrayLike, DTypeLike, NDArray
     from typing_extensions import Self
 
     Array = NDArray[Any]
-    Result = TypeVar("Result", Array, Array | None)
 
-_ALIGNMENT = 64
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any], make: Any = np.empty) -> Array:
-    """A new C-contiguous array that begins on a cache line."""
-    size = math.prod(shape)
-    pad = _ALIGNMENT // dtype.itemsize
-    memory = make(size + pad, dtype)
-    address, _ = memory.__array_interface__["data"]  # memory.ctypes leaves cycles, which wait for the garbage collector
-    start = -address % _ALIGNMENT // dtype.itemsize
-    return memory[start : start + size].reshape(shape)  # type: ignore[no-any-return]
 
 
 def _layer_dtype(dtype: DTypeLike) -> np.dtype[Any]:
@@ -108,7 +93,7 @@ class Linear(Layer):
     ) -> None:
         shape = _size("out_features", out_features), _size("in_features", in_features)
         kind = _layer_dtype(dtype)
-        self._bind(_aligned(shape, kind), _aligned(shape[:1], kind) if bias else None)
+        self._bind(zeros(shape, kind), zeros(shape[:1], kind) if bias else None)
         self.reset(rng)
 
     @classmethod
@@ -116,7 +101,9 @@ class Linear(Layer):
         """A layer with these parameters: weight (out_features, in_features), bias (out_features,) or None.
 
         The layer has the dtype of weight. With ``copy=False`` it shares the memory of both arrays, which must then
-        be C-contiguous, aligned, writable ndarrays of that dtype; what cannot be shared is a ValueError.
+        be C-contiguous, aligned, writable ndarrays of that dtype; what cannot be shared is a ValueError. So that nobody
+        can free the memory while the layer reads it, an array that owns it hands it over: it is a view from then on
+        (``flags.owndata`` is False), and ``resize`` refuses.
 
         >>> weight = np.zeros((2, 3))
         >>> layer = Linear.from_weights(weight, copy=False)
@@ -124,18 +111,19 @@ class Linear(Layer):
         >>> layer([1, 2, 3])
         array([6., 0.])
         """
-        w = _array("from_weights: weight", weight)
+        w = np.asarray(_array("from_weights: weight", weight))
         if not isinstance(weight, np.ndarray) and w.dtype.kind in "biu":
             w = w.astype(np.float32)
-        if w.dtype.newbyteorder("=") not in _DTYPES:
+        dtype = w.dtype.newbyteorder("=")
+        if dtype not in _DTYPES:
             raise TypeError(f"from_weights: weight must be float32 or float64, got {w.dtype}")
         if w.ndim != 2:
             raise ValueError(f"from_weights: weight must have shape (out_features, in_features), got {w.shape}")
-        dtype = w.dtype.newbyteorder("=")
-        b = None if bias is None else _array("from_weights: bias", bias)
-        if b is not None:
+        b = None
+        if bias is not None:
+            b = np.asarray(_array("from_weights: bias", bias))
             if not isinstance(bias, (np.ndarray, np.generic)) and b.dtype.kind in "biuf":
-                b = b.astype(dtype)
+                b = _rounded("from_weights: bias", b, dtype)
             _check_cast("from_weights: bias", b.dtype, dtype)
             if b.shape != w.shape[:1]:
                 raise ValueError(f"from_weights: bias must have shape {w.shape[:1]} to match weight, got {b.shape}")
@@ -145,16 +133,16 @@ class Linear(Layer):
         else:
             for name, given, array in (("weight", weight, w), ("bias", bias, b)):
                 if array is not None and not (
-                    array.dtype == dtype and array.flags.carray and array.dtype.isnative and given is array
+                    isinstance(given, np.ndarray) and array.dtype == dtype and array.flags.carray
                 ):
                     raise ValueError(
                         f"from_weights: copy=False needs {name} as a C-contiguous, aligned, writable ndarray of "
-                        f"{dtype}, got {_describe(given)}; use copy=True"
+                        f"{dtype}, got {_describe(given, array)}; use copy=True"
                     )
             if b is not None and np.may_share_memory(w, b):
                 raise ValueError("from_weights: copy=False needs weight and bias not to overlap; use copy=True")
         layer = cls.__new__(cls)
-        layer._bind(np.asarray(w), None if b is None else np.asarray(b))
+        layer._bind(w, b)
         return layer
 
     @classmethod
@@ -195,6 +183,7 @@ class Linear(Layer):
         >>> bool(0.85 < abs(layer.weight).max() <= 0.5 * 3**0.5)
         True
         """
+        weight, bias, _, _ = self._memory()
         if stdv is None:
             bound = self.in_features**-0.5 if self.in_features else 0.0
         else:
@@ -202,21 +191,12 @@ class Linear(Layer):
             if not 0 <= 2 * bound <= float(np.finfo(self.dtype).max):
                 raise ValueError(f"{self._name}: stdv must be finite and not negative, got {stdv!r}")
         generator = np.random.default_rng(rng)
-        for name, parameter in zip(("weight", "bias"), self._memory(), strict=False):
-            self._check_frozen(name, parameter)
-        parameters = [p for p in self._memory()[:2] if p is not None]
-        values = [generator.random(p.shape, self.dtype) for p in parameters]
+        values = [None if p is None else generator.random(p.shape, self.dtype) for p in (weight, bias)]
         for value in values:
-            value *= 2 * bound
-            value -= bound
-        self._write(parameters, values)
-
-    def zero_grad(self) -> None:
-        """Set grad_weight and grad_bias to zero (Torch7: zeroGradParameters; PyTorch: zero_grad)."""
-        gradients = self._memory()[2:]
-        for name, gradient in zip(("grad_weight", "grad_bias"), gradients, strict=True):
-            self._check_frozen(name, gradient)
-        self._write([g for g in gradients if g is not None], (0, 0))
+            if value is not None:
+                value *= 2 * bound
+                value -= bound
+        self._store(*values)
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of the parameters under PyTorch's names: ``weight`` and, if there is one, ``bias``.
@@ -224,7 +204,8 @@ class Linear(Layer):
         >>> {name: array.shape for name, array in Linear(3, 2).state_dict().items()}
         {'weight': (2, 3), 'bias': (2,)}
         """
-        return {name: p.copy() for name, p in zip(("weight", "bias"), self._memory(), strict=False) if p is not None}
+        weight, bias, _, _ = self._memory()
+        return {"weight": weight.copy()} | ({} if bias is None else {"bias": bias.copy()})
 
     def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
         """Copy parameters in. The keys must be those of state_dict(); a missing, surplus or misshaped one is a
@@ -237,16 +218,11 @@ class Linear(Layer):
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"{self._name}: the state must be a mapping, got {type(state).__name__}")
-        parameters = {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
-        if set(state) != set(parameters):
-            raise ValueError(
-                f"{self._name}: the state must have the keys {sorted(parameters)}, got {sorted(map(str, state))}"
-            )
-        # Copies, for a value may be a view of a parameter.
-        values = {name: self._values(name, p.shape, state[name]).copy() for name, p in parameters.items()}
-        for name, parameter in parameters.items():
-            self._check_frozen(name, parameter)
-        self._write(parameters.values(), values.values())
+        names = ["weight"] if self.bias is None else ["bias", "weight"]
+        if set(state) != set(names):
+            raise ValueError(f"{self._name}: the state must have the keys {names}, got {sorted(map(str, state))}")
+        weight = self._values("weight", state["weight"])
+        self._store(weight, self._values("bias", state["bias"]) if "bias" in names else None)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the parameters, as state_dict() has them, to a file of .npz (NumPy's) or .safetensors (extra ``io``).
@@ -282,136 +258,63 @@ class Linear(Layer):
         return layer
 
     def __repr__(self) -> str:
+        if self.dtype is None:
+            return f"{type(self).__name__}() without parameters: its __init__ was not called"
         return (
             f"{type(self).__name__}(in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, dtype={self.dtype})"
         )
 
     # copy.copy shares the parameters, as a shallow copy of any object shares its members; copy.deepcopy and pickle
-    # have their own. The gradients come along.
+    # have their own. The gradients come along, and what a subclass keeps in its __dict__ and __slots__.
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self).__new__, (type(self),), (self._memory(), getattr(self, "__dict__", None))
+        attributes: Any = getattr(self, "__dict__", None)
+        names = copyreg._slotnames(type(self))  # type: ignore[attr-defined]  # what pickle itself asks
+        if slots := {name: getattr(self, name) for name in names if hasattr(self, name)}:
+            attributes = attributes, slots
+        return type(self).__new__, (type(self),), (self._memory(), attributes)
 
-    def __setstate__(self, state: tuple[tuple[Array | None, ...], dict[str, Any] | None]) -> None:
+    def __setstate__(self, state: tuple[tuple[Array | None, ...], Any]) -> None:
+        """Take a state of __reduce__. The memory comes last, so that a layer whose state fails has none."""
         memory, attributes = state
-        self._bind(*_checked(memory))
-        if attributes:
-            self.__dict__.update(attributes)
+        arrays = _checked(memory)
+        in_dict, in_slots = attributes if isinstance(attributes, tuple) else (attributes, {})
+        if self.dtype is None:  # or _bind refuses
+            if in_dict:
+                self.__dict__.update(in_dict)
+            for name, value in in_slots.items():
+                setattr(self, name, value)
+        self._bind(*arrays)
 
-    # ---- the long way of a call
+    # ---- arguments that are not plain ndarrays and floats
 
-    def _forward(self, x: Any, out: Any) -> Array:
-        x = self._rows("x", x, self.in_features)
-        self._check_out(out, (*x.shape[:-1], self.out_features))
-        return self._deliver(super().forward(x), out)
-
-    def _backward_input(self, grad_output: Any, out: Any) -> Array:
-        grad_output = self._rows("grad_output", grad_output, self.out_features)
-        self._check_out(out, (*grad_output.shape[:-1], self.in_features))
-        return self._deliver(super().backward_input(grad_output), out)
-
-    def _backward(self, x: Any, grad_output: Any, out: Any, scale: float, input_grad: bool) -> Array | None:
-        x, grad_output = self._pair(x, grad_output, out, input_grad)
-        return self._deliver(super().backward(x, grad_output, scale=scale, input_grad=input_grad), out)
-
-    def _backward_update(self, x: Any, grad_output: Any, lr: float, out: Any, input_grad: bool) -> Array | None:
-        x, grad_output = self._pair(x, grad_output, out, input_grad)
-        return self._deliver(super().backward_update(x, grad_output, lr, input_grad=input_grad), out)
-
-    def _pair(self, x: Any, grad_output: Any, out: Any, input_grad: bool) -> tuple[Array, Array]:
-        """x and grad_output as the short way wants them, apart from all that backward writes to."""
-        x = self._rows("x", x, self.in_features)
-        grad_output = self._rows("grad_output", grad_output, self.out_features)
-        if x.shape[:-1] != grad_output.shape[:-1]:
-            raise ValueError(
-                f"{self._name}: grad_output must have shape {(*x.shape[:-1], self.out_features)} to match x of shape "
-                f"{x.shape}, got {grad_output.shape}"
-            )
-        if out is not None and not input_grad:
-            raise ValueError(f"{self._name}: out is for grad_input, which input_grad=False leaves out")
-        self._check_out(out, x.shape)
-        own = [p for p in self._memory() if p is not None]
-        x, grad_output = (a.copy() if any(np.may_share_memory(a, p) for p in own) else a for a in (x, grad_output))
-        return x, grad_output
-
-    def _rows(self, name: str, value: Any, features: int) -> Array:
-        """value as a C-contiguous, aligned ndarray of the layer's dtype, with `features` in its last axis."""
-        if self.dtype is None:
-            raise RuntimeError(f"{type(self).__name__} has no parameters yet: its __init__ was not called")
-        array = self._cast(name, value)
-        if array.ndim == 0 or array.shape[-1] != features:
-            raise ValueError(
-                f"{self._name}: {name} must have {features} features in its last axis, got shape {array.shape}"
-            )
-        return np.require(array, self.dtype, ("C", "A")).view(np.ndarray)
-
-    def _cast(self, name: str, value: Any) -> Array:
-        """value as an ndarray whose dtype casts safely to the layer's. Python's own numbers have none and are just
-        converted."""
-        array = _array(f"{self._name}: {name}", value)
+    def _as_array(self, name: str, value: Any) -> Array:
+        """value as an ndarray. Python's own numbers have no dtype, and so get the layer's."""
+        name = f"{self._name}: {name}"
+        array = np.asarray(_array(name, value))
         if isinstance(value, (list, tuple, int, float)) and array.dtype.kind in "biuf":
-            return array.astype(self.dtype)
-        _check_cast(f"{self._name}: {name}", array.dtype, self.dtype)
+            array = _rounded(name, array, self.dtype)
         return array
 
-    def _check_out(self, out: Any, shape: tuple[int, ...]) -> None:
-        if out is None:
-            return
-        if not isinstance(out, np.ndarray):
-            raise TypeError(f"{self._name}: out must be a numpy.ndarray, got {type(out).__name__}")
-        _check_mask(f"{self._name}: out", out)
-        if out.dtype != self.dtype:
-            raise TypeError(f"{self._name}: out must have dtype {self.dtype}, got {out.dtype}")
-        if out.shape != shape:
-            raise ValueError(f"{self._name}: out must have shape {shape}, got {out.shape}")
-        if not out.flags.writeable:
-            raise ValueError(f"{self._name}: out must be writable, got a read-only array")
-
-    @staticmethod
-    def _deliver(result: Result, out: Any) -> Result:
-        """The result, in out if there is one. It was computed apart, so out may overlap anything."""
-        if out is not None:
-            out[...] = result
-            result = out
-        return result
-
-    def _assign(self, name: str, memory: Array | None, value: Any) -> None:
-        """What `layer.weight = value` and its like do."""
-        if memory is None:
-            raise ValueError(f"{self._name}: there is no {name}: the layer was made with bias=False")
-        values = self._values(name, memory.shape, value)
-        self._check_frozen(name, memory)
-        self._write((memory,), (values,))
-
-    def _values(self, name: str, shape: tuple[int, ...], value: Any) -> Array:
-        array = self._cast(name, value)
-        if array.shape != shape:
-            raise ValueError(f"{self._name}: {name} must have shape {shape}, got {array.shape}")
-        return array
+    def _check_mask(self, name: str, value: Any) -> None:
+        _check_mask(f"{self._name}: {name}", value)
 
     def _check_frozen(self, name: str, memory: Array | None) -> None:
         if memory is not None and not memory.flags.writeable:
             raise ValueError(f"{self._name}: {name} was made read-only (flags.writeable = False), so it cannot change")
 
     def _number(self, name: str, value: Any) -> float:
-        """value as a float. NumPy would only warn when it drops an imaginary part."""
-        if np.iscomplexobj(value):
+        """value as a float, for which it is asked once. NumPy would only warn when it drops an imaginary part."""
+        if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind == "c":
             raise TypeError(f"{self._name}: {name} must be a real number, got {type(value).__name__}")
-        _check_mask(f"{self._name}: {name}", value)
+        self._check_mask(name, value)
         try:
             return float(operator.index(value) if isinstance(value, int) else value.__float__())
         except (TypeError, AttributeError):
             raise TypeError(f"{self._name}: {name} must be a real number, got {type(value).__name__}") from None
         except OverflowError:
             raise ValueError(f"{self._name}: {name} must fit {self.dtype}, got an integer beyond it") from None
-
-    def _zeros(self, shape: tuple[int, ...]) -> Array:
-        return _aligned(shape, self.dtype, np.zeros)
-
-    @property
-    def _name(self) -> str:
-        return f"{type(self).__name__}({self.in_features}, {self.out_features})"
 
 
 def _check_mask(name: str, value: Any) -> None:
@@ -442,7 +345,9 @@ def _checked(memory: Iterable[Any]) -> list[Array | None]:
     """What a pickle has for a layer's memory, if it is that: the kernels trust its shapes and dtypes."""
     weight, bias, grad_weight, _ = arrays = [a if a is None else np.asarray(a) for a in memory]
     if weight is None or weight.ndim != 2 or weight.dtype.newbyteorder("=") not in _DTYPES:
-        raise ValueError(f"Linear: weight must be a matrix of float32 or float64 in the state, got {_describe(weight)}")
+        raise ValueError(
+            f"Linear: weight must be a matrix of float32 or float64 in the state, got {_describe(weight, weight)}"
+        )
     dtype, vector = weight.dtype.newbyteorder("="), weight.shape[:1]
     shapes = {"weight": weight.shape, "bias": None if bias is None else vector, "grad_weight": None, "grad_bias": None}
     if grad_weight is not None:
@@ -452,6 +357,15 @@ def _checked(memory: Iterable[Any]) -> list[Array | None]:
         if came != shape or (array is not None and array.dtype.newbyteorder("=") != dtype):
             raise ValueError(f"Linear: {name} must have shape {shape} and dtype {dtype} in the state, got {came}")
     return [a if a is None or (a.flags.carray and a.dtype.isnative) else _filled(a, dtype) for a in arrays]
+
+
+def _rounded(name: str, values: Array, dtype: np.dtype[Any]) -> Array:
+    """Python's numbers in that dtype, if they are in its range."""
+    with np.errstate(all="ignore"):
+        array = values.astype(dtype)
+    if (beyond := np.isinf(array) & ~np.isinf(values)).any():
+        raise ValueError(f"{name} must fit {dtype}, got {values[beyond][0]}")
+    return array
 
 
 def _check_cast(name: str, came: np.dtype[Any], wanted: np.dtype[Any]) -> None:
@@ -464,13 +378,13 @@ def _check_cast(name: str, came: np.dtype[Any], wanted: np.dtype[Any]) -> None:
 
 def _filled(values: Array, dtype: np.dtype[Any]) -> Array:
     """An aligned copy."""
-    array = _aligned(values.shape, dtype)
+    array = zeros(values.shape, dtype)
     array[...] = values
     return array
 
 
-def _describe(value: Any) -> str:
-    if not isinstance(value, np.ndarray):
-        return type(value).__name__
-    flags = [name for name in ("c_contiguous", "aligned", "writeable") if not getattr(value.flags, name)]
-    return f"{value.dtype} " + (f"({', '.join('not ' + f for f in flags)})" if flags else "array")
+def _describe(given: Any, array: Array | None) -> str:
+    if array is None or not isinstance(given, np.ndarray):
+        return type(given).__name__
+    flags = [name for name in ("c_contiguous", "aligned", "writeable") if not getattr(array.flags, name)]
+    return f"{array.dtype} " + (f"({', '.join('not ' + f for f in flags)})" if flags else "array")

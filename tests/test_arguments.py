@@ -1,12 +1,16 @@
 """Arguments of every kind: odd but good ones give the right answer, bad ones raise and change nothing."""
 
 import copy
+import inspect
+import pickle
 import re
 
 import numpy as np
 import pytest
 
+import fastlinear
 from fastlinear import Linear
+from fastlinear._layer import Layer
 
 from .helpers import (
     METHODS,
@@ -630,15 +634,33 @@ def test_a_frozen_gradient_stops_the_whole_change(isa, problem, layer, name, met
         getattr(layer, method)(*arguments)
 
 
-def test_a_layer_whose_init_was_not_called():
-    """Every pass and whatever needs memory says so, and nothing crashes."""
-    layer, x = Linear.__new__(Linear), np.ones((2, 0), np.float32)
+def test_a_layer_whose_init_was_not_called(tmp_path):
+    """Every method and attribute that needs memory says so, and nothing is written. repr says it, too."""
+    layer, x, path = Linear.__new__(Linear), np.ones((2, 0), np.float32), tmp_path / "layer.npz"
     calls = [lambda m=m: m(layer, x, x, None) for m in METHODS.values()]
-    for call in (*calls, lambda: layer.grad_weight, lambda: layer.step(1)):
+    calls += [lambda name=name: getattr(layer, name) for name in ("weight", "bias", "grad_weight", "grad_bias")]
+    calls += [lambda name=name: setattr(layer, name, x) for name in ("weight", "bias", "grad_weight", "grad_bias")]
+    calls += [lambda: layer.step(1), layer.zero_grad, layer.reset, lambda: layer.reset(stdv=1), layer._memory]
+    calls += [layer.state_dict, lambda: layer.load_state_dict({}), lambda: layer.save(path), layer.to_torch]
+    calls += [lambda: layer.astype(float), lambda: copy.copy(layer), lambda: copy.deepcopy(layer)]
+    calls += [lambda: pickle.dumps(layer), lambda: layer._store(x, None), lambda: layer._values("weight", x)]
+    calls += [lambda: fastlinear.verify(layer, x, x)]
+    for call in calls:
         with pytest.raises(RuntimeError, match="its __init__ was not called"):
             call()
-    layer.zero_grad()
-    assert repr(layer)
+    assert "its __init__ was not called" in repr(layer)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("name", ["__call__", *(name for name in dir(Layer) if not name.startswith("__"))])
+def test_self_is_checked(name):
+    """A method or attribute of the compiled class that is handed another self is a TypeError, not a crash."""
+    member = inspect.getattr_static(Layer, name)
+    call = member.__get__ if inspect.isdatadescriptor(member) else member
+    for other in (object(), None, 1, np.ones(3, np.float32), Linear, type("Layer", (), {})()):
+        if other is not None or not inspect.isdatadescriptor(member):  # None is what a class hands over
+            with pytest.raises(TypeError, match=r"doesn't apply to|requires a"):
+                call(other, *[1.0] * 4) if call is member else call(other, type(other))
 
 
 def test_the_layers_memory_cannot_be_resized(layer):
@@ -646,6 +668,42 @@ def test_the_layers_memory_cannot_be_resized(layer):
     for name in ("weight", "bias", "grad_weight", "grad_bias"):
         with pytest.raises(ValueError, match="resize"):
             getattr(layer, name).resize(1)
+
+
+BEYOND = {"list": [[1e300] * IN], "tuple": ([-1e39] * IN,), "one of many": [[1.0] * (IN - 1) + [3.5e38]]}
+
+
+@pytest.mark.parametrize("value", BEYOND.values(), ids=BEYOND)
+def test_lists_beyond_the_dtype(isa, value):
+    """A number that float32 does not hold is a ValueError wherever a list may stand; an infinity is one it holds."""
+    layer, g = Linear(IN, OUT, rng=0), np.ones((1, OUT), np.float32)
+    calls = [
+        lambda: layer(value),
+        lambda: layer.backward(value, g),
+        lambda: layer.backward_update(value, g, 0.5),
+        lambda: Linear(OUT, IN).backward_input(value),
+        lambda: setattr(layer, "weight", [*value] * OUT),
+        lambda: layer.load_state_dict({"weight": [*value] * OUT, "bias": [0] * OUT}),
+        lambda: Linear.from_weights(np.ones((IN, 1), np.float32), value[0]),
+    ]
+    for call in calls:
+        with unchanged(layer), pytest.raises(ValueError, match=r"must fit float32, got -?[13]"):
+            call()
+    assert np.isinf(layer([np.inf] + [0.0] * (IN - 1))).all()
+    assert np.isfinite(Linear(IN, OUT, dtype=np.float64)(value)).all()
+
+
+def test_no_rows_and_no_features_take_no_time(isa, dtype):
+    """A layer of 2**50 features on one side and none on the other, on no rows: the answer comes at once."""
+    many, none = np.empty((0, 1 << 50), dtype), np.empty((0, 0), dtype)
+    for sizes, x, grad_output in (((1 << 50, 0), many, none), ((0, 1 << 50), none, many)):
+        layer = Linear(*sizes, bias=False, dtype=dtype)
+        assert layer(x).shape == grad_output.shape
+        assert layer.backward_input(grad_output).shape == x.shape
+        assert layer.backward(x, grad_output).shape == x.shape
+        assert layer.backward_update(x, grad_output, 0.5).shape == x.shape
+        layer.step(0.5)
+        layer.zero_grad()
 
 
 def test_masked_arrays(layer, problem):

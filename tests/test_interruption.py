@@ -117,3 +117,29 @@ def test_gradients_vanish_together_or_not_at_all(interrupted):
         hits += interrupted(layer.zero_grad, 1e-6 * (attempt % 40 + 1))
         assert {*np.unique(layer.grad_weight)} == {*np.unique(layer.grad_bias)}
     assert hits > 10
+
+
+def test_a_handler_that_accumulates_too(compiled_isa):
+    """A signal handler that calls backward_params while a new layer's first one is on its way: both count. (On the
+    reference accumulating is several steps of NumPy.)"""
+    layer, x, g = None, np.ones(7, np.float32), np.ones(3, np.float32)
+    calls = []
+
+    def handler(*_):
+        calls.append(1)
+        layer.backward_params(x, g)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        for attempt in range(400):
+            layer = Linear(7, 3, rng=0)
+            calls.clear()
+            signal.setitimer(signal.ITIMER_REAL, 1e-6 * (attempt % 40 + 1))
+            layer.backward_params(x, g)
+            while not calls:
+                time.sleep(0)
+            assert np.all(layer.grad_weight == 2)
+            assert np.all(layer.grad_bias == 2)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
