@@ -1,118 +1,407 @@
-"""A layer's state in a file: .npz, which is NumPy's, or .safetensors, which PyTorch and others read and write, too.
+"""Arrays in a file: .npz, which is NumPy's, or .safetensors, which PyTorch and others read and write, too.
 
-Both hold arrays and nothing else: reading one runs no code, whoever wrote it.
+Both hold arrays and nothing else: reading one runs no code, whoever wrote it. Names come first, then the sizes that the
+file declares, then the bytes of the arrays that are wanted, a piece at a time. So a file that lies takes no more memory
+than its own size accounts for.
 """
 
 from __future__ import annotations
 
+import errno
+import io
+import json
 import math
 import os
+import re
 import stat
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+import struct
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from typing import IO
 
     from numpy.typing import NDArray
 
-    State = dict[str, NDArray[Any]]
-    Path = str | os.PathLike[str]
+    State = Mapping[str, NDArray[Any]]
+    Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
-_MOST_HEADER = 10_000  # bytes; NumPy's own limit
+_PIECE = 1 << 20  # bytes that one read may take; tables of contents are no longer than that
+_MOST_HEADER = 10_000  # bytes of a .npy header; NumPy's own limit
+_MOST_DEFLATED = 1032  # bytes that one byte of a compressed member may become; two bits are at most 258 bytes
 
 
 def save(state: State, path: Path) -> None:
-    """Write the arrays under their names. The file is whole or, if anything goes wrong, as it was before."""
-    write, _ = _format(path)
-    path = os.path.realpath(path)  # of a symbolic link, the file that it leads to
-    part = f"{path}.{os.getpid()}.{os.urandom(4).hex()}.part"
-    try:
-        with open(part, "xb") as file:
-            write(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        with suppress(FileNotFoundError):
-            os.chmod(part, stat.S_IMODE(os.stat(path).st_mode))
-        os.replace(part, path)
-    except BaseException:
-        with suppress(OSError):
-            os.remove(part)
-        raise
+    """Write the arrays under their names. The file is whole or, if anything goes wrong, as it was before.
 
-
-def load(path: Path) -> State:
-    """The arrays of a file by name. ValueError for one that is damaged or holds something else."""
-    _, read = _format(path)
-    with open(path, "rb") as file:
+    One that is there keeps its mode and, where the system lets us, its owner and group; of a symbolic link, the file
+    that it leads to is written, and of a hard link only this name. A folder, FIFO or device in its place, or a file
+    that is read-only, is an error.
+    """
+    name, form = _parse(path)
+    with _naming(name):
+        before = _replaceable(name)
+        target = os.path.realpath(name)
+        folder = os.path.dirname(target)
+        part = os.path.join(folder, f".fastlinear-{os.urandom(8).hex()}.part")
+        # Until it has the old file's mode, a part of that file is nobody else's to read.
+        mode = 0o666 if before is None else 0o600
         try:
-            return read(file)
-        except (ImportError, MemoryError, OSError):
+            with open(part, "xb", opener=lambda part, flags: os.open(part, flags, mode)) as file:
+                form.write(state, file)
+                file.flush()
+                if before is not None:
+                    _take_over(file.fileno(), target, before)
+                os.fsync(file.fileno())
+            os.replace(part, target)
+        except BaseException:
+            with suppress(OSError):
+                os.remove(part)
             raise
-        except Exception as error:  # of many kinds, and none of them says which file
-            raise ValueError(f"{os.fspath(path)} is damaged or not what its name says: {error}") from error
+        _sync_folder(folder)
 
 
-def _format(path: Path) -> tuple[Callable[[State, IO[bytes]], None], Callable[[IO[bytes]], State]]:
-    suffix = os.path.splitext(path)[1]
-    if suffix not in _FORMATS:
-        raise ValueError(f"the file must be one of {', '.join(_FORMATS)}, got {os.fspath(path)!r}")
-    return _FORMATS[suffix]
+def load(path: Path, wanted: Collection[str], optional: Collection[str] = (), others: bool = False) -> State:
+    """The arrays of these names: all that are wanted, and the optional ones that are there.
+
+    The file may have other names only with others=True, and they are not read. ValueError for a file that is damaged,
+    has other names, is no regular file, or changes while it is read.
+    """
+    name, form = _parse(path)
+    with _naming(name), _open(name) as file:
+        before = os.fstat(file.fileno())
+        with _content(name):
+            names, read = form.read(file, before.st_size)
+        _check_names(name, names, wanted, optional, others)
+        with _content(name):
+            state = {key: read(key) for key in (*wanted, *optional) if key in names}
+        after = os.fstat(file.fileno())
+        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            raise ValueError(f"{name} was changed while it was read")
+    return state
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What is wrong with arrays that came from a file is wrong with the file: the error says which one."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{os.fsdecode(path)}: {error}") from error
+
+
+# ---- paths and files
+
+
+def _parse(path: Path) -> tuple[str, _Format]:
+    """The path as text, asked for once, because it may be an object that changes its answer; the format."""
+    name = os.fsdecode(path)
+    suffix = os.path.splitext(name)[1]
+    if suffix not in _FORMATS or "\0" in name:
+        raise ValueError(f"the file must be one of {', '.join(_FORMATS)}, got {name!r}")
+    return name, _FORMATS[suffix]
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Whatever the system refuses, it refuses for this file, not for a part of it or for none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename == name:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), name) from error
+
+
+@contextmanager
+def _content(name: str) -> Iterator[None]:
+    """An error while the content is read is of many kinds, and none of them says which file."""
+    try:
+        yield
+    except MemoryError as error:
+        raise MemoryError(f"{name} does not fit into memory: {error}") from error
+    except OSError:  # the disk's, not the content's
+        raise
+    except Exception as error:
+        raise ValueError(f"{name} is damaged or not what its name says: {error}") from error
+
+
+def _check_regular(name: str, mode: int) -> None:
+    """Others may block, or act on being opened, or have no end."""
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    if not stat.S_ISREG(mode):
+        kind = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}.get(stat.S_IFMT(mode), "device")
+        raise ValueError(f"{name} must be a regular file, got a {kind}")
+
+
+def _open(name: str) -> _Reader:
+    _check_regular(name, os.stat(name).st_mode)
+    # It may have been replaced since, and the open of a FIFO would wait.
+    fd = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = _Reader(io.FileIO(fd))
+    try:
+        _check_regular(name, os.fstat(fd).st_mode)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _replaceable(name: str) -> os.stat_result | None:
+    """The file that is there, or None. What could not be written in place is not replaced, either."""
+    try:
+        before = os.stat(name)
+    except FileNotFoundError:
+        return None
+    _check_regular(name, before.st_mode)
+    if not before.st_mode & 0o222:  # the superuser could, and still it says no
+        raise PermissionError(errno.EACCES, "The file is read-only", name)
+    os.close(os.open(name, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0)))
+    return before
+
+
+def _take_over(fd: int, target: str, before: os.stat_result) -> None:
+    """Give the new file the owner, group, mode and extended attributes (access control lists) of the old one."""
+    if not hasattr(os, "fchown"):  # Windows, where files inherit these from their folder
+        return
+    mode = stat.S_IMODE(before.st_mode)
+    if not any(_give(fd, *owner) for owner in ((before.st_uid, before.st_gid), (-1, before.st_gid))):
+        os.fchmod(fd, mode & (0o707 | (mode & 0o007) << 3))  # another group may do no more than anybody could
+        return
+    os.fchmod(fd, mode)
+    with suppress(OSError, AttributeError):  # not every file system or system has them
+        for key in os.listxattr(target):
+            with suppress(OSError):  # some are the system's own
+                os.setxattr(fd, key, os.getxattr(target, key))
+
+
+def _give(fd: int, uid: int, gid: int) -> bool:
+    try:
+        os.fchown(fd, uid, gid)
+    except PermissionError:
+        return False
+    return True
+
+
+def _sync_folder(folder: str) -> None:
+    """So that the new name outlasts a power cut. Where it cannot, the file is still the old or the new one."""
+    with suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+class _Reader(io.BufferedReader):
+    """A file of which nobody takes more than a piece at a time, whatever lengths are written in it."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            size = _PIECE
+        if size > _PIECE:
+            raise ValueError(f"its table of contents has {size} bytes, more than {_PIECE}")
+        return super().read(size)
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        if whence == 0 and not 0 <= offset <= os.fstat(self.fileno()).st_size:
+            raise ValueError(f"it leads to byte {offset}, where it has none")  # and not an OSError
+        return super().seek(offset, whence)
+
+
+# ---- names
+
+
+def _check_names(
+    path: str, names: Collection[str], wanted: Collection[str], optional: Collection[str], others: bool
+) -> None:
+    missing = [name for name in wanted if name not in names]
+    surplus = [] if others else sorted(set(names) - set(wanted) - set(optional))
+    if missing or surplus:
+        expected = _few(wanted) + (f" and may have {_few(optional)}" if optional else "")
+        came = [f"{what}: {_few(which)}" for what, which in (("missing", missing), ("surplus", surplus)) if which]
+        raise ValueError(f"{path} must have the arrays {expected}; {', '.join(came)}")
+
+
+def _few(names: Collection[str]) -> str:
+    """Names for an error: as many and as much of each as a reader can use."""
+    shown = [repr(name if len(name) < 80 else f"{name[:80]}...") for name in list(names)[:8]]
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
+
+
+# ---- formats
+
+
+class _Read(Protocol):
+    """Finds the names in a file of so many bytes, and how to read the array of a name."""
+
+    def __call__(self, file: IO[bytes], size: int, /) -> tuple[Collection[str], Callable[[str], NDArray[Any]]]: ...
+
+
+class _Format(NamedTuple):
+    write: Callable[[State, IO[bytes]], None]
+    read: _Read
 
 
 def _write_npz(state: State, file: IO[bytes]) -> None:
-    np.savez(file, **state)  # type: ignore[arg-type]
-
-
-def _read_npz(file: IO[bytes]) -> State:
     from zipfile import ZipFile
 
-    state: State = {}
-    with ZipFile(file) as archive:
-        for info in archive.infolist():
-            name = info.filename.removesuffix(".npy")
-            if name == info.filename or name in state:
-                raise ValueError(f"unexpected member {info.filename!r}")
-            with archive.open(info) as member:
-                state[name] = _read_array(name, member)
-    return state
+    with ZipFile(file, "w") as archive:
+        for name, array in state.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
-def _read_array(name: str, member: IO[bytes]) -> NDArray[Any]:
-    """As numpy.load does it, but no memory is taken for bytes that are not there, nor for more than the header says."""
-    version = np.lib.format.read_magic(member)
-    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-    if header is None:
-        raise ValueError(f"{name} has version {version} of NumPy's format")
-    shape, fortran, dtype = header(member, max_header_size=_MOST_HEADER)
-    if dtype.kind not in "biuf":
-        raise ValueError(f"{name} has dtype {dtype}, which is not a number's")
-    size = dtype.itemsize * math.prod(shape)
-    data = bytearray(member.read(size + 1))
-    if len(data) != size:
-        came = f"{len(data)} bytes" if len(data) < size else "more bytes"
-        raise ValueError(f"{name} has {came} where its shape {shape} and dtype {dtype} need {size}")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+def _read_npz(file: IO[bytes], size: int) -> tuple[Collection[str], Callable[[str], NDArray[Any]]]:
+    from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
+
+    archive = ZipFile(file)
+    members = {}
+    for info in archive.infolist():
+        name = info.orig_filename.removesuffix(".npy")
+        if name == info.orig_filename or name in members:
+            raise ValueError(f"unexpected member {_few([info.orig_filename])}")
+        growth = {ZIP_STORED: 1, ZIP_DEFLATED: _MOST_DEFLATED}.get(info.compress_type)
+        if growth is None:
+            raise ValueError(f"{_few([name])} is compressed by method {info.compress_type}, which NumPy does not use")
+        if info.file_size > growth * info.compress_size:
+            raise ValueError(f"{_few([name])} has {info.file_size} bytes in {info.compress_size}")
+        members[name] = info
+    if sum(info.compress_size for info in members.values()) > size:
+        raise ValueError("its members overlap")
+
+    def read(name: str) -> NDArray[Any]:
+        with archive.open(members[name]) as member:
+            return _read_npy(name, member, members[name].file_size)
+
+    return members, read
 
 
-def _safetensors() -> Any:
-    try:
-        import safetensors.numpy
-    except ImportError:
-        raise ImportError("files of .safetensors need its package: pip install 'fastlinear[io]'") from None
-    return safetensors.numpy
+# A .npy header is a Python literal. This is the part of the language that a plain array needs. NumPy has Python parse
+# it, whose parser fails on deep ones with a MemoryError, or worse.
+_ENTRY = r"""(?x: ['"] (?: descr['"]\s*:\s*['"](?P<dtype{0}>[<>=|]?[iuf]\d{{1,2}})['"]
+                         | fortran_order['"]\s*:\s*(?P<fortran{0}>True|False)
+                         | shape['"]\s*:\s*\((?P<shape{0}>[\dL,\s]{{0,1000}})\) ) \s* )"""
+_HEADER = re.compile(rf"\s*\{{\s*{_ENTRY.format(0)},\s*{_ENTRY.format(1)},\s*{_ENTRY.format(2)},?\s*\}}\s*")
+_SHAPE = re.compile(r"\s*(?:\d{1,19}L?\s*,\s*)*(?:\d{1,19}L?\s*)?")  # Python 2 wrote an L now and then
+
+
+def _read_npy(name: str, member: IO[bytes], size: int) -> NDArray[Any]:
+    magic = member.read(8)
+    lengths = {b"\x93NUMPY\1\0": "<H", b"\x93NUMPY\2\0": "<I", b"\x93NUMPY\3\0": "<I"}.get(magic)
+    if lengths is None:
+        raise ValueError(f"{name} begins with {magic!r}, which is no version of NumPy's format that is known")
+    (length,) = struct.unpack(lengths, member.read(struct.calcsize(lengths)))
+    if length > _MOST_HEADER:
+        raise ValueError(f"{name} has a header of {length} bytes, more than {_MOST_HEADER}")
+    text = member.read(length).decode("latin1")
+    found = _HEADER.fullmatch(text)
+    entries = {} if found is None else {key[:-1]: v for key, v in found.groupdict().items() if v is not None}
+    if len(entries) != 3 or not _SHAPE.fullmatch(entries["shape"]):
+        raise ValueError(f"{name} must be a plain array of numbers, and its header is {text[:200]!r}")
+    shape = tuple(int(n) for n in re.findall(r"\d+", entries["shape"]))
+    dtype, order = np.dtype(entries["dtype"]), "F" if entries["fortran"] == "True" else "C"
+    rest = size - len(magic) - struct.calcsize(lengths) - length
+    return _read_array(name, shape, dtype, rest, member.read, order)  # up to the end, where the checksum is compared
+
+
+def _read_array(
+    name: str, shape: tuple[int, ...], dtype: np.dtype[Any], size: int, read: Callable[[int], bytes], order: Any = "C"
+) -> NDArray[Any]:
+    """An array of which the file says that it has this many bytes. No memory is taken before that is found right."""
+    need = dtype.itemsize * math.prod(shape)
+    if need != size:
+        raise ValueError(f"{name} has {size} bytes where its shape {shape} and dtype {dtype} need {need}")
+    data = np.empty(size, np.uint8)
+    at = 0
+    while at < size:
+        piece = read(min(_PIECE, size - at))
+        if not piece:
+            raise EOFError(f"{name} ends after {at} of {size} bytes")
+        data[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+        at += len(piece)
+    return data.view(dtype).reshape(shape, order=order)
+
+
+# https://github.com/huggingface/safetensors#format: the length of the header, the header in JSON, the bytes of all
+# arrays without a gap. Little-endian, C order.
+_TENSORS = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1",
+}  # fmt: skip
 
 
 def _write_safetensors(state: State, file: IO[bytes]) -> None:
-    file.write(_safetensors().save({name: np.ascontiguousarray(array) for name, array in state.items()}))
+    names = {np.dtype(dtype): name for name, dtype in _TENSORS.items()}
+    # The widest first, and all begin where their width says.
+    arrays = sorted(state.items(), key=lambda item: -item[1].itemsize)
+    header, end = {}, 0
+    for name, array in arrays:
+        begin, end = end, end + array.nbytes
+        dtype = names[array.dtype.newbyteorder("<")]
+        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": (begin, end)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)) + text)
+    for _, array in arrays:
+        file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
 
 
-def _read_safetensors(file: IO[bytes]) -> State:
-    state: State = _safetensors().load(file.read())
-    return state
+def _read_safetensors(file: IO[bytes], size: int) -> tuple[Collection[str], Callable[[str], NDArray[Any]]]:
+    (length,) = struct.unpack("<Q", file.read(8))
+    if length > size - 8:
+        raise ValueError(f"its header has {length} bytes, more than the file")
+    text = file.read(length)
+    begin_of_data = 8 + len(text)
+    header = json.loads(text.decode(), object_pairs_hook=_distinct)
+    if not isinstance(header, dict):
+        raise ValueError(f"its header must be a JSON object, got a {type(header).__name__}")
+    header.pop("__metadata__", None)
+    end = 0
+    for begin, stop, name in sorted((*_extent(name, entry), name) for name, entry in header.items()):
+        if begin != end:
+            raise ValueError(f"{_few([name])} begins at {begin} and must begin at {end}, where the one before it ends")
+        end = stop
+    if end != size - begin_of_data:
+        raise ValueError(f"its arrays have {end} bytes, and {size - begin_of_data} are there")
+
+    def read(name: str) -> NDArray[Any]:
+        entry = header[name]
+        if entry["dtype"] not in _TENSORS:
+            raise ValueError(f"{name} must have a dtype among {', '.join(_TENSORS)}, got {entry['dtype']!r}")
+        begin, end = entry["data_offsets"]
+        file.seek(begin_of_data + begin)
+        return _read_array(name, tuple(entry["shape"]), np.dtype(_TENSORS[entry["dtype"]]), end - begin, file.read)
+
+    return header, read
 
 
-_FORMATS = {".npz": (_write_npz, _read_npz), ".safetensors": (_write_safetensors, _read_safetensors)}
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("its header has a name twice")
+    return entries
+
+
+def _extent(name: str, entry: Any) -> tuple[int, int]:
+    """Where the array begins and ends."""
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        sound = type(dtype) is str and type(shape) is list
+        sound = sound and all(type(n) is int and n >= 0 for n in (*shape, begin, end)) and begin <= end
+    except (TypeError, ValueError, KeyError):
+        sound = False
+    if not sound:
+        raise ValueError(f"{_few([name])} must have dtype, shape and data_offsets, got {str(entry)[:200]}")
+    return begin, end
+
+
+_FORMATS = {
+    ".npz": _Format(_write_npz, _read_npz),
+    ".safetensors": _Format(_write_safetensors, _read_safetensors),
+}

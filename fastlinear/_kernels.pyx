@@ -10,193 +10,277 @@
     step          parameter  -= lr gradient                                                       BLAS: axpy
 
 b runs over the batch (BLAS's m), o over out_features (n), i over in_features (k). The register tiles are in _tile.h;
-here are the loops around them, which choose what stays in which cache and what each thread does. They divide the
-outputs among tiles, blocks and threads in any way that is fast, but the order in which one output's terms are added
-is fixed by K_BLOCK, O_BLOCK and the tiles alone, so no result depends on the batch, the threads or the vector width.
+here are the loops around them, which choose what stays in which cache and what each thread does:
+
+    few rows      W streams past them once, and is read where it lies      forward_dots, stream
+    many rows     product(): both operands are packed, as in BLIS
+    few features  W stays in registers                                     forward_narrow
+
+They divide the outputs among tiles, blocks and threads in any way that is fast, but the order in which one output's terms
+are added is fixed by K_BLOCK_BYTES, LONG_BLOCKS, O_BLOCK and the tiles alone, so no result depends on the batch, the
+threads or the vector width.
 
 setup.py compiles this file once for each instruction set, with nothing but flags and the module's name differing.
 """
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport prange
 
-from fastlinear._table cimport KernelTable
+from fastlinear._table cimport (
+    SCRATCH_BYTES, Kernels, KernelTable, forward_kernel, grad_bias_kernel, grad_input_kernel, grad_weight_kernel,
+    step_kernel, update_kernel)
 
 ctypedef fused real:
     float
     double
 
+cdef extern from "_scratch.h" nogil:
+    char* thread_scratch(size_t)
+
 cdef extern from "_tile.h" nogil:
-    const int DOT_ROWS, AXPY_ROWS, UPDATE_ROWS, PACKED_ROWS, NARROW, VECTOR_BYTES
+    # Macros that choose the tile for the dtype of their pointers, which are float* or double*, not void*.
+    const int DOT_ROWS, MOST_ROWS, MOST_COLS, UPDATE_ROWS, LANES_ROWS, LANES_AT_ONCE, NARROW, PANELS, VECTOR_BYTES
     const int DOT_COLS[]
     const int AXPY_COLS[]
     ctypedef enum axpy_mode "enum axpy_mode":
         AXPY_CONTINUE, AXPY_START, AXPY_ADD
-    void dot_f32(int, int, const float*, Py_ssize_t, const float*, Py_ssize_t, Py_ssize_t,
-                 float*, Py_ssize_t, const float*, bint, Py_ssize_t)
-    void dot_f64(int, int, const double*, Py_ssize_t, const double*, Py_ssize_t, Py_ssize_t,
-                 double*, Py_ssize_t, const double*, bint, Py_ssize_t)
-    void axpy_f32(int, Py_ssize_t, Py_ssize_t, const float*, Py_ssize_t, Py_ssize_t, const float*, Py_ssize_t,
-                  float*, Py_ssize_t, axpy_mode)
-    void axpy_f64(int, Py_ssize_t, Py_ssize_t, const double*, Py_ssize_t, Py_ssize_t, const double*, Py_ssize_t,
-                  double*, Py_ssize_t, axpy_mode)
-    void pack_f32(const float*, Py_ssize_t, int, Py_ssize_t, float*)
-    void pack_f64(const double*, Py_ssize_t, int, Py_ssize_t, double*)
-    void packed_f32(int, int, const float*, Py_ssize_t, const float*, Py_ssize_t, float*, Py_ssize_t, const float*,
-                    bint, Py_ssize_t)
-    void packed_f64(int, int, const double*, Py_ssize_t, const double*, Py_ssize_t, double*, Py_ssize_t, const double*,
-                    bint, Py_ssize_t)
-    void narrow_f32(int, Py_ssize_t, Py_ssize_t, const float*, const float*, float*, Py_ssize_t, const float*)
-    void narrow_f64(int, Py_ssize_t, Py_ssize_t, const double*, const double*, double*, Py_ssize_t, const double*)
-    void turned_f32(const float*, int, int, float*, Py_ssize_t, const float*, bint)
-    void turned_f64(const double*, int, int, double*, Py_ssize_t, const double*, bint)
-    void scaled_f32(Py_ssize_t, int, float, const float*, Py_ssize_t, float*)
-    void scaled_f64(Py_ssize_t, int, double, const double*, Py_ssize_t, double*)
-    void update_f32(int, Py_ssize_t, const float*, const float*, float, float*, Py_ssize_t, float*, bint, Py_ssize_t)
-    void update_f64(int, Py_ssize_t, const double*, const double*, double, double*, Py_ssize_t, double*, bint,
-                    Py_ssize_t)
+    ctypedef struct Ending "struct ending":
+        void* y
+        Py_ssize_t row
+        const void* bias
+        bint first
+    void dot(int rows, int cols, const void* x, Py_ssize_t x_row, const void* w, Py_ssize_t w_row, Py_ssize_t k,
+             const Ending* end, Py_ssize_t ahead)
+    void lanes(int rows, int cols, const void* a, Py_ssize_t a_row, Py_ssize_t a_lane, Py_ssize_t a_step,
+               const void* b, Py_ssize_t k, const Ending* end, Py_ssize_t ahead)
+    void narrow(Py_ssize_t k, int outs, Py_ssize_t rows, const void* x, const void* w, const Ending* end)
+    void axpy(int rows, Py_ssize_t width, Py_ssize_t steps, const void* a, Py_ssize_t a_row, Py_ssize_t a_step,
+              const void* v, Py_ssize_t v_row, void* y, Py_ssize_t y_row, Py_ssize_t next, axpy_mode mode)
+    void chains(int n, int width, Py_ssize_t steps, const void* a, const void* v, Py_ssize_t v_row, void* y, bint first)
+    void update_rows(int rows, Py_ssize_t width, const void* x, const void* g, double scale, void* w, Py_ssize_t w_row,
+                     void* y, bint first, Py_ssize_t ahead)
+    void pack(int rows, Py_ssize_t k, const void* a, Py_ssize_t row, int height, void* to)
+    void pack_lanes(int rows, Py_ssize_t k, const void* a, Py_ssize_t row, int height, int at_once, void* to)
+    void copy_scaled(Py_ssize_t steps, Py_ssize_t width, int high, const void* a, Py_ssize_t a_step, double scale, void* to)
+    void turn(int rows, int cols, const void* sums, const Ending* end)
+    Py_ssize_t group_stride_f32(Py_ssize_t k, int height, int at_once)
+    Py_ssize_t group_stride_f64(Py_ssize_t k, int height, int at_once)
 
 cdef enum:
     # These are part of the contract on bits: they say where a sum is cut.
-    K_BLOCK_BYTES = 4096   # forward: a block of k. 6 rows of W fill 24 KiB of L1; blocks of 1 KiB cost 25 %, for each
+    K_BLOCK_BYTES = 4096   # forward: a block of k. 6 rows of W fill 24 KiB of L1; blocks of 1 KiB cost 25 %, because each
                            # block ends in a sum over lanes
     LONG_BLOCKS = 32       # forward: so many blocks of k make a long one. The sums of long blocks are added up in turn:
                            # a million terms of one sign would lose three times as much to a single chain of blocks
     O_BLOCK = 384          # grad_input: a block of o, which bounds the error of a long one-signed sum like a BLAS does
 
-    # These may be anything.
-    X_BLOCK = 256          # forward: rows of x whose K_BLOCK_BYTES lie in L2 (1 MiB) while W passes by; 128: 4 % slower
+    # Free to tune: no result depends on them.
     B_BLOCK = 256          # grad_weight: rows of x that a tile adds up before it goes back to memory
-    COPY_BYTES = 1 << 16   # grad_weight: the copy of columns of grad_output
-    PANEL_BYTES = 1 << 18  # grad_weight, grad_input: a panel of x or W that stays in L2
-    CHUNK = 2048           # grad_input: columns of the output that stay in L1 while rows of W pass a small batch;
-                           # twice that for a vector
-    STREAMS = 8            # grad_input: rows of W that stream together past a small batch
+    A_BYTES = 1 << 19      # product: packed rows of one operand, which serve every panel of the other
+    PANEL_BYTES = 1 << 18  # product: a panel of the other operand, packed or where it lies
+    FOLDED = 3             # product: for fewer rows of x than that grad_weight goes row by row: memory is one stream then
+    ONE_STREAM = 1
+    PACKED_ROWS = 24       # product: from so many rows on the other operand is packed
+    TURNED_ROWS = 48       # product: turned sums that wait to be written; whole tiles of 6 and of 3, whole vectors
+    THIN_BYTES = 64        # product: fewer bytes of columns than that, and the lanes run along the other side
+    CHUNK_BYTES = 16384    # stream: columns of the output that stay in L1 while rows of W pass
+    STREAMS = 8            # stream: rows of W that pass together
     FAR_BYTES = 1 << 24    # a W of that size comes from memory: prefetching the next rows into L2 gains a third there,
                            # for a vector; where W lies in L3 it costs a tenth
-    MOST_ROWS = 6          # no axpy tile is higher
-    MOST_LANES = 16        # no vector is longer
-    COPIED_BATCH = 4       # forward: for less rows than that no copy pays, and to weigh it up costs 15 ns
-    LONG_ROWS = 32         # forward: rows of x and outputs that go through all long blocks of k together
-    LONG_OUTS = 128
-    TURNED_ROWS = 32       # forward: rows of x whose transposed K_BLOCK_BYTES lie in L2 while W passes by
-    TURNED_OUTS = 48       # forward: sums that wait to be transposed; whole tiles of 6 and of 3, whole vectors
+    GRAIN = 16             # threads: columns come in so many, 64 bytes of float32
+    COPIED_BATCH = 4       # forward: for fewer rows than that no copy pays, and to weigh it up costs 15 ns
+    LONG_ROWS = 64         # forward: rows of x and outputs that go through all long blocks of k together
+    LONG_OUTS = 256
 
-cdef extern from "_machine.h" nogil:
-    ctypedef char scratch "SCRATCH char"    # where copies and waiting sums are kept: see there
-
-# ---- the tiles, by dtype
-
-cdef inline void dot(int rows, int cols, const real* x, Py_ssize_t x_row, const real* w, Py_ssize_t w_row, Py_ssize_t k,
-                     real* y, Py_ssize_t y_row, const real* bias, bint first, Py_ssize_t ahead) noexcept nogil:
-    if real is float:
-        dot_f32(rows, cols, x, x_row, w, w_row, k, y, y_row, bias, first, ahead)
-    else:
-        dot_f64(rows, cols, x, x_row, w, w_row, k, y, y_row, bias, first, ahead)
-
-
-cdef inline void axpy(int rows, Py_ssize_t width, Py_ssize_t steps, const real* a, Py_ssize_t a_row, Py_ssize_t a_step,
-                      const real* v, Py_ssize_t v_row, real* y, Py_ssize_t y_row, axpy_mode mode) noexcept nogil:
-    if real is float:
-        axpy_f32(rows, width, steps, a, a_row, a_step, v, v_row, y, y_row, mode)
-    else:
-        axpy_f64(rows, width, steps, a, a_row, a_step, v, v_row, y, y_row, mode)
-
-
-cdef inline void pack(const real* w, Py_ssize_t w_row, int outs, Py_ssize_t k, real* copy) noexcept nogil:
-    if real is float:
-        pack_f32(w, w_row, outs, k, copy)
-    else:
-        pack_f64(w, w_row, outs, k, copy)
-
-
-cdef inline void packed(int rows, int outs, const real* x, Py_ssize_t x_row, const real* copy, Py_ssize_t k,
-                        real* y, Py_ssize_t y_row, const real* bias, bint first, Py_ssize_t ahead) noexcept nogil:
-    if real is float:
-        packed_f32(rows, outs, x, x_row, copy, k, y, y_row, bias, first, ahead)
-    else:
-        packed_f64(rows, outs, x, x_row, copy, k, y, y_row, bias, first, ahead)
-
-
-cdef inline void narrow(int outs, Py_ssize_t k, Py_ssize_t rows, const real* x, const real* w, real* y,
-                        Py_ssize_t y_row, const real* bias) noexcept nogil:
-    if real is float:
-        narrow_f32(outs, k, rows, x, w, y, y_row, bias)
-    else:
-        narrow_f64(outs, k, rows, x, w, y, y_row, bias)
-
-
-cdef inline void turned(const real* sums, int rows, int outs, real* y, Py_ssize_t y_row, const real* bias,
-                        bint first) noexcept nogil:
-    if real is float:
-        turned_f32(sums, rows, outs, y, y_row, bias, first)
-    else:
-        turned_f64(sums, rows, outs, y, y_row, bias, first)
-
-
-cdef inline void scaled(Py_ssize_t steps, int rows, real scale, const real* a, Py_ssize_t a_step,
-                        real* copy) noexcept nogil:
-    if real is float:
-        scaled_f32(steps, rows, scale, a, a_step, copy)
-    else:
-        scaled_f64(steps, rows, scale, a, a_step, copy)
-
-
-cdef inline void update_one(int rows, Py_ssize_t width, const real* x, const real* g, real scale,
-                            real* w, Py_ssize_t w_row, real* y, bint first, Py_ssize_t ahead) noexcept nogil:
-    if real is float:
-        update_f32(rows, width, x, g, scale, w, w_row, y, first, ahead)
-    else:
-        update_f64(rows, width, x, g, scale, w, w_row, y, first, ahead)
-
-
-cdef inline Py_ssize_t axpy_width(int rows, real* dtype) noexcept nogil:
-    """How many columns a tile of that many rows has."""
-    return AXPY_COLS[rows] * (VECTOR_BYTES // <Py_ssize_t> sizeof(real))
-
+cdef enum:
+    # Where what is in the scratch of a thread.
+    A_AT = 0
+    PANEL_AT = A_AT + A_BYTES + 64              # a packed row may be stored as a whole vector
+    TURNED_AT = PANEL_AT + PANEL_BYTES + 64
+    WAITING_AT = TURNED_AT + TURNED_ROWS * 64 + 64
+    SCRATCH_END = WAITING_AT + LONG_ROWS * LONG_OUTS * 8    # and CHUNK_BYTES
 
 # ---- dividing a range into tiles, blocks and threads
 
-cdef inline Py_ssize_t count(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
+cdef inline Py_ssize_t pieces(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
     """How many pieces of at most `size` make up n."""
     return (n + size - 1) // size
 
 
-cdef inline int even(Py_ssize_t n, int most) noexcept nogil:
+cdef inline int even_piece(Py_ssize_t n, int most) noexcept nogil:
     """The size of pieces, at most `most`, that divides n as evenly as can be."""
-    return <int> count(n, count(n, most)) if n > most else <int> n
+    return <int> pieces(n, pieces(n, most)) if n > most else <int> n
 
 
 cdef inline Py_ssize_t share(Py_ssize_t n, int grain, int thread, int threads) noexcept nogil:
     """Where the share of a thread begins: n in equal parts, in whole grains."""
-    return min(n, count(n, grain) * thread // threads * grain)
+    return min(n, pieces(n, grain) * thread // threads * grain)
 
 
-cdef inline bint comes_from_memory(Py_ssize_t in_features, Py_ssize_t out_features, real* dtype) noexcept nogil:
+cdef inline bint comes_from_memory(Py_ssize_t in_features, Py_ssize_t out_features, const real* dtype) noexcept nogil:
     return in_features * out_features * <Py_ssize_t> sizeof(real) >= FAR_BYTES
 
 
+cdef inline Py_ssize_t group_stride(Py_ssize_t k, int height, int at_once, const real* dtype) noexcept nogil:
+    return group_stride_f32(k, height, at_once) if real is float else group_stride_f64(k, height, at_once)
+
+
+# ---- many rows: one product of matrices for forward, grad_input and grad_weight
+
+cdef enum Sum:
+    FORWARD     # y[r, c] = sum_k a[r, k] b[k, c] in lanes, block of k after block, then the bias
+    FRESH       # the same in chains: grad_input
+    RUNNING     # y[r, c] += sum_k scale a[r, k] b[k, c], an exact left fold over k: grad_weight
+
+
+cdef struct Rows:
+    # Packed rows of an operand, or rows where they lie: rows, steps of k, and lanes of k (FORWARD) are so far apart.
+    Py_ssize_t row, step, lane
+
+
+cdef void product(Sum sum, const real* a, Py_ssize_t a_row, Py_ssize_t a_k, const real* b, Py_ssize_t b_col,
+                  Py_ssize_t b_k, real* y, Py_ssize_t y_row, bint turned, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t k,
+                  real scale, const real* bias, bint far, char* scratch) noexcept nogil:
+    """y (rows, cols) from a (rows, k) and b (k, cols), whose elements are a_row, a_k, b_col, b_k apart, one of each pair
+    being 1; of y it is y_row. `turned`: y is stored (cols, rows), and scale goes with b.
+
+    BLIS's loops: a block of k after another (4), of rows of a, which are packed (3), a panel of b after another (2), which
+    is packed if there are rows enough to pay for it, and a tile of rows after another (1). A tile's lanes run along cols.
+    """
+    cdef Py_ssize_t size = sizeof(real), line = 64 // size
+    cdef Py_ssize_t k_block = (K_BLOCK_BYTES // size if sum == FORWARD else O_BLOCK if sum == FRESH else B_BLOCK)
+    cdef Py_ssize_t k0, n, r0, r1, r, c0, c, width, some, most, wide, a_panel, block, b_row
+    cdef int high, tall
+    cdef Rows at
+    cdef bint pack_a, pack_b
+    cdef real* packed_a = <real*> (scratch + A_AT)
+    cdef real* packed_b = <real*> (scratch + PANEL_AT)
+    cdef const real* a_block
+    cdef const real* b_panel
+    k0 = 0
+    while k0 < k:
+        n = min(k_block, k - k0)
+        high = even_piece(rows, LANES_ROWS if sum == FORWARD else ONE_STREAM if sum == RUNNING and k < FOLDED else MOST_ROWS)
+        wide = line if sum == FORWARD or turned else AXPY_COLS[high] * (VECTOR_BYTES // size)
+        # Packing a pays if there are panels enough; scaled it must be. A turned W is read where it lies: broadcasts of
+        # single elements do not mind, and it is as large as all that is saved.
+        pack_a = (cols > 2 * wide and not (turned and sum == FORWARD)) or (scale != 1 and not turned)
+        pack_b = sum == FORWARD or b_k == 1 or (scale != 1 and turned) or rows >= PACKED_ROWS
+        at.row, at.step, at.lane = a_row, line if sum == FORWARD else a_k, 1
+        block, a_panel = rows, 0
+        if pack_a:
+            at.row, at.step = 1, high
+            if sum == FORWARD:
+                at.lane = group_stride(n, high, 1, a)
+            a_panel = at.lane * line if sum == FORWARD else n * high
+            block = max(A_BYTES // (a_panel * size), 1) * high
+        # How much of b is prepared at once: one panel, or some that share cache lines, or what stays in L2 as it is.
+        most = wide if sum == FORWARD or turned else PANELS * wide if pack_b else PANEL_BYTES // (n * size) // 64 * 64
+        if not pack_b and not turned:
+            wide = most
+        r0 = 0
+        while r0 < rows:
+            r1 = min(r0 + block, rows)
+            a_block = <const real*> packed_a if pack_a else a + r0 * a_row + k0 * a_k
+            if pack_a and sum != FORWARD and a_row == 1:
+                copy_scaled(n, r1 - r0, high, a + k0 * a_k + r0, a_k, 1 if turned else scale, packed_a)
+            elif pack_a:
+                r = r0
+                while r < r1:
+                    tall = <int> min(high, r1 - r)
+                    if sum == FORWARD:
+                        pack_lanes(tall, n, a + r * a_row + k0, a_row, high, 1, packed_a + (r - r0) // high * a_panel)
+                    else:
+                        pack(tall, n, a + r * a_row + k0, a_row, tall, packed_a + (r - r0) * n)
+                    r += tall
+            c0 = 0
+            while c0 < cols:
+                width = min(most, cols - c0)
+                b_panel, b_row = <const real*> packed_b, 0
+                if sum == FORWARD:
+                    pack_lanes(<int> width, n, b + c0 * b_col + k0, b_col, <int> line, LANES_AT_ONCE, packed_b)
+                elif b_k == 1:
+                    pack(<int> width, n, b + c0 * b_col + k0, b_col, <int> width, packed_b)
+                elif pack_b:
+                    copy_scaled(n, width, <int> wide, b + k0 * b_k + c0, b_k, scale if turned else 1, packed_b)
+                else:
+                    b_panel, b_row = b + k0 * b_k + c0, b_k
+                c = c0
+                while c < c0 + width:
+                    some = min(wide, c0 + width - c)
+                    tiles(sum, a_block, at, pack_a, a_panel, high, b_panel + (c - c0) * (n if pack_b else 1),
+                          b_row if b_row else some, y + (c * y_row + r0 if turned else r0 * y_row + c), y_row, turned,
+                          r1 - r0, some, n, bias + (r0 if turned else c) if bias != NULL and k0 + n == k else NULL, k0 == 0,
+                          far and c == 0, scratch)
+                    c += some
+                c0 += width
+            r0 = r1
+        k0 += n
+
+
+cdef void tiles(Sum sum, const real* a, Rows at, bint packed, Py_ssize_t a_panel, int high, const real* b, Py_ssize_t b_row,
+                real* y, Py_ssize_t y_row, bint turned, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t n, const real* bias,
+                bint first, bint far, char* scratch) noexcept nogil:
+    """The tiles of a panel of b, one under another: loop 1 of product()."""
+    cdef Py_ssize_t line = 64 // <Py_ssize_t> sizeof(real), r, begin, stop, across, tile_row
+    cdef int tall
+    cdef real* sums = <real*> (scratch + TURNED_AT)
+    cdef real* tile
+    cdef const real* a_tile
+    cdef Ending end
+    cdef axpy_mode mode = AXPY_CONTINUE if sum == RUNNING else AXPY_START if first or turned else AXPY_ADD
+    begin = 0
+    while begin < rows:
+        # Turned sums wait, a row of them a line wide, until there are vectors of them to be written.
+        stop = min(begin + TURNED_ROWS // high * high, rows) if turned else rows
+        if turned and sum == RUNNING:
+            pack(<int> width, stop - begin, <const real*> y + begin, y_row, <int> line, sums)
+        r = begin
+        while r < stop:
+            tall = <int> min(high, stop - r)
+            tile, tile_row = (sums + (r - begin) * line, line) if turned else (y + r * y_row, y_row)
+            if sum == FORWARD:
+                a_tile = a + (r // high * a_panel if packed else r * at.row)
+                end.y, end.row, end.bias, end.first = tile, tile_row, NULL if turned else <const void*> bias, turned or first
+                lanes(tall, <int> width, a_tile, at.row, at.lane, at.step, b, n, &end, high * at.row if far else 0)
+            else:
+                a_tile = a + (r * n if packed else r * at.row)
+                across = AXPY_COLS[tall] * (VECTOR_BYTES // <Py_ssize_t> sizeof(real))
+                axpy(tall, width, n, a_tile, at.row, tall if packed else at.step, b, b_row, tile, tile_row,
+                     across if width > across else tall * tile_row, mode)
+            r += tall
+        if turned:
+            end.y, end.row, end.bias, end.first = y + begin, y_row, bias + begin if bias != NULL else NULL, \
+                first or sum == RUNNING
+            turn(<int> (stop - begin), <int> width, <const real*> sums, &end)
+        begin = stop
+
+
 # ---- forward
-# Each part multiplies `batch` rows of x by `outs` rows of W. The rows of both are `row` apart, those of out out_row; W
-# comes from afar or not.
+# Each way multiplies `batch` rows of x by `outs` rows of W. The rows of both are `row` apart, those of out out_row; W comes
+# from afar or not.
 
 cdef void forward_dots(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
                        Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t row, Py_ssize_t out_row,
                        bint far) noexcept nogil:
     """A small batch: each few rows of W pass by once, and serve every tile of rows of x while they are in L1."""
-    cdef Py_ssize_t k_block = K_BLOCK_BYTES // sizeof(real), n, k0, k, o, b
-    cdef int rows = even(batch, DOT_ROWS), cols = DOT_COLS[rows]
+    cdef Py_ssize_t k_block = K_BLOCK_BYTES // sizeof(real), k0, k, o, b
+    cdef int rows = even_piece(batch, DOT_ROWS), cols = DOT_COLS[rows]
+    cdef Ending end
+    end.row = out_row
     o = 0
     while o < outs:
-        for n in range(max(count(in_features, k_block), 1)):
-            k0 = n * k_block
+        k0 = 0
+        while k0 < in_features:
             k = min(k_block, in_features - k0)
+            end.bias = bias + o if bias != NULL and k0 + k == in_features else NULL
+            end.first = k0 == 0
             b = 0
             while b < batch:
+                end.y = out + b * out_row + o
                 dot(<int> min(rows, batch - b), <int> min(cols, outs - o), x + b * row + k0, row,
-                    weight + o * row + k0, row, k, out + b * out_row + o, out_row,
-                    bias + o if bias != NULL and k0 + k == in_features else NULL, n == 0,
-                    cols * row if far and b == 0 else 0)
+                    weight + o * row + k0, row, k, &end, cols * row if far and b == 0 else 0)
                 b += rows
+            k0 += k
         o += cols
 
 
@@ -205,90 +289,25 @@ cdef void forward_narrow(const real* x, const real* weight, const real* bias, re
     """Few features: 64 bytes of outputs after another, each with all of its W in registers, if there are enough."""
     cdef int width = 64 // <int> sizeof(real)
     cdef Py_ssize_t o = 0
+    cdef Ending end
     while o < outs:
-        narrow(<int> min(width, outs - o), in_features, batch, x, weight + o * in_features, out + o, out_row,
-               bias + o if bias != NULL else NULL)
+        end.y, end.row, end.bias, end.first = out + o, out_row, bias + o if bias != NULL else NULL, True
+        narrow(in_features, <int> min(width, outs - o), batch, x, weight + o * in_features, &end)
         o += width
-
-
-cdef void forward_packed(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
-                         Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t row, Py_ssize_t out_row) noexcept nogil:
-    """A large batch: the same sums from a transposed copy of a block of W, 64 bytes of outputs wide."""
-    cdef scratch memory[K_BLOCK_BYTES * 16 + 64]
-    cdef real* copy = <real*> (memory + 64 - <size_t> memory % 64)
-    cdef Py_ssize_t k_block = K_BLOCK_BYTES // sizeof(real), n, k0, k, o, b0, b1, b
-    cdef int width = 64 // <int> sizeof(real), some
-    b0 = 0
-    while b0 < batch:
-        b1 = min(b0 + X_BLOCK, batch)
-        for n in range(max(count(in_features, k_block), 1)):
-            k0 = n * k_block
-            k = min(k_block, in_features - k0)
-            o = 0
-            while o < outs:
-                some = <int> min(width, outs - o)
-                pack(weight + o * row + k0, row, some, k, copy)
-                b = b0
-                while b < b1:
-                    packed(<int> min(PACKED_ROWS, b1 - b), some, x + b * row + k0, row, <const real*> copy, k,
-                           out + b * out_row + o, out_row,
-                           bias + o if bias != NULL and k0 + k == in_features else NULL, n == 0, 0)
-                    b += PACKED_ROWS
-                o += width
-        b0 = b1
-
-
-cdef void forward_turned(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
-                         Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t row, Py_ssize_t out_row,
-                         bint far) noexcept nogil:
-    """A middling batch: the same sums with the operands exchanged, from a transposed copy of rows of x."""
-    cdef scratch memory[TURNED_ROWS * K_BLOCK_BYTES + 64]
-    cdef real sums[TURNED_OUTS * MOST_LANES]
-    cdef real* copy = <real*> (memory + 64 - <size_t> memory % 64)
-    cdef Py_ssize_t k_block = K_BLOCK_BYTES // sizeof(real), n, k0, k, o, b0, b1, b, panel
-    cdef int width = 64 // <int> sizeof(real), some, rows, r
-    b0 = 0
-    while b0 < batch:
-        b1 = min(b0 + TURNED_ROWS, batch)
-        for n in range(max(count(in_features, k_block), 1)):
-            k0 = n * k_block
-            k = min(k_block, in_features - k0)
-            panel = count(k, width) * width
-            b = b0
-            while b < b1:
-                pack(x + b * row + k0, row, <int> min(width, b1 - b), k, copy + (b - b0) * panel)
-                b += width
-            o = 0
-            while o < outs:
-                some = <int> min(TURNED_OUTS, outs - o)
-                b = b0
-                while b < b1:
-                    rows = <int> min(width, b1 - b)
-                    r = 0
-                    while r < some:
-                        packed(min(PACKED_ROWS, some - r), width, weight + (o + r) * row + k0, row,
-                               <const real*> copy + (b - b0) * panel, k, <real*> sums + r * width, width,
-                               <const real*> NULL, True, PACKED_ROWS * row if far and b == b0 else 0)
-                        r += PACKED_ROWS
-                    turned(<const real*> sums, rows, some, out + b * out_row + o, out_row,
-                           bias + o if bias != NULL and k0 + k == in_features else NULL, n == 0)
-                    b += width
-                o += TURNED_OUTS
-        b0 = b1
 
 
 cdef inline double waste(Py_ssize_t n, Py_ssize_t lanes) noexcept nogil:
     """The lanes without work when n is a whole number of vectors, as a part of n."""
-    return <double> (count(n, lanes) * lanes) / n - 1
+    return <double> (pieces(n, lanes) * lanes) / n - 1
 
 
-cdef void forward_block(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
-                        Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t row, Py_ssize_t out_row,
-                        bint far) noexcept nogil:
-    """A long block of k, the way with the least to lose."""
+cdef void forward_cheapest(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
+                           Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t row, Py_ssize_t out_row,
+                           bint far, char* scratch) noexcept nogil:
+    """A long block of k by the cheapest way."""
     cdef Py_ssize_t lanes = 64 // sizeof(real)
     cdef double dots_lose, packed_loses, turned_loses
-    if 0 < in_features <= NARROW and in_features == row and in_features <= 8 * batch and batch * outs >= 16:
+    if in_features <= NARROW and in_features == row and in_features <= 8 * batch and batch * outs >= 16:
         forward_narrow(x, weight, bias, out, batch, in_features, outs, out_row)
         return
     if batch < COPIED_BATCH:
@@ -297,23 +316,24 @@ cdef void forward_block(const real* x, const real* weight, const real* bias, rea
     # What each loses, in parts of the time of the multiply-adds: to sums over lanes; to transposing W, sums, x; to
     # lanes without work; to a larger batch, which drives W out of the cache. Fitted to 180 measured points (in x out
     # from 24x48 to 1024x1024, 12 to 256 rows, both dtypes), where it costs 0.1 % against the best choice.
-    dots_lose = 2.7 * lanes / max(in_features, 1) + min(batch, 64) / 1800.0
+    dots_lose = 2.7 * lanes / in_features + min(batch, 64) / 1800.0
     packed_loses = 11.5 / batch + waste(outs, lanes)
-    turned_loses = 16.0 / outs + 0.9 * lanes / max(in_features, 1) + waste(batch, lanes) + batch / 3000.0
+    turned_loses = 16.0 / outs + 0.9 * lanes / in_features + waste(batch, lanes) + batch / 3000.0
     if dots_lose <= packed_loses and dots_lose <= turned_loses:
         forward_dots(x, weight, bias, out, batch, in_features, outs, row, out_row, far)
     elif packed_loses <= turned_loses:
-        forward_packed(x, weight, bias, out, batch, in_features, outs, row, out_row)
+        product(FORWARD, x, row, 1, weight, row, 1, out, out_row, False, batch, outs, in_features, <real> 1, bias, False,
+                scratch)
     else:
-        forward_turned(x, weight, bias, out, batch, in_features, outs, row, out_row, far)
+        product(FORWARD, weight, row, 1, x, row, 1, out, out_row, True, outs, batch, in_features, <real> 1, bias, far,
+                scratch)
 
 
 cdef void forward_long(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
                        Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t row, Py_ssize_t out_row,
-                       bint far) noexcept nogil:
+                       bint far, char* scratch) noexcept nogil:
     """Long block after long block, a few outputs at a time: the first into out, the others apart and then added."""
-    cdef scratch memory[LONG_ROWS * LONG_OUTS * 8]
-    cdef real* waiting = <real*> memory
+    cdef real* waiting = <real*> (scratch + WAITING_AT)
     cdef Py_ssize_t long_block = LONG_BLOCKS * (K_BLOCK_BYTES // sizeof(real)), k0, o0, b0, o, b, some, rows
     o0 = 0
     while o0 < outs:
@@ -323,9 +343,9 @@ cdef void forward_long(const real* x, const real* weight, const real* bias, real
             rows = min(LONG_ROWS, batch - b0)
             k0 = 0
             while k0 < in_features:
-                forward_block(x + b0 * row + k0, weight + o0 * row + k0, <const real*> NULL,
-                              waiting if k0 else out + b0 * out_row + o0, rows,
-                              min(long_block, in_features - k0), some, row, LONG_OUTS if k0 else out_row, far)
+                forward_cheapest(x + b0 * row + k0, weight + o0 * row + k0, <const real*> NULL,
+                                 waiting if k0 else out + b0 * out_row + o0, rows,
+                                 min(long_block, in_features - k0), some, row, LONG_OUTS if k0 else out_row, far, scratch)
                 for b in range(rows if k0 else 0):
                     for o in range(some):
                         out[(b0 + b) * out_row + o0 + o] += waiting[b * LONG_OUTS + o]
@@ -339,9 +359,9 @@ cdef void forward_long(const real* x, const real* weight, const real* bias, real
 
 cdef void forward_part(const real* x, const real* weight, const real* bias, real* out,
                        Py_ssize_t b_begin, Py_ssize_t b_end, Py_ssize_t o_begin, Py_ssize_t o_end,
-                       Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
-    cdef Py_ssize_t batch = b_end - b_begin, outs = o_end - o_begin
-    cdef bint far = comes_from_memory(in_features, out_features, out)
+                       Py_ssize_t in_features, Py_ssize_t out_features, char* scratch) noexcept nogil:
+    cdef Py_ssize_t batch = b_end - b_begin, outs = o_end - o_begin, b, o
+    cdef bint far = comes_from_memory(in_features, out_features, x)
     if batch == 0 or outs == 0:
         return
     x += b_begin * in_features
@@ -349,338 +369,362 @@ cdef void forward_part(const real* x, const real* weight, const real* bias, real
     out += b_begin * out_features + o_begin
     if bias != NULL:
         bias += o_begin
-    if in_features <= LONG_BLOCKS * (K_BLOCK_BYTES // <Py_ssize_t> sizeof(real)):
-        forward_block(x, weight, bias, out, batch, in_features, outs, in_features, out_features, far)
+    if in_features == 0:
+        for b in range(batch):
+            for o in range(outs):
+                out[b * out_features + o] = 0 + bias[o] if bias != NULL else 0
+    elif in_features <= LONG_BLOCKS * (K_BLOCK_BYTES // <Py_ssize_t> sizeof(real)):
+        forward_cheapest(x, weight, bias, out, batch, in_features, outs, in_features, out_features, far, scratch)
     else:
-        forward_long(x, weight, bias, out, batch, in_features, outs, in_features, out_features, far)
+        forward_long(x, weight, bias, out, batch, in_features, outs, in_features, out_features, far, scratch)
+
+
+cdef void forward_share(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
+                        Py_ssize_t in_features, Py_ssize_t out_features, int thread, int threads,
+                        char* scratch) noexcept nogil:
+    """What one of `threads` does: some of the outputs, or of the rows."""
+    scratch += thread * <size_t> SCRATCH_BYTES
+    if out_features >= batch:
+        forward_part(x, weight, bias, out, 0, batch, share(out_features, GRAIN, thread, threads),
+                     share(out_features, GRAIN, thread + 1, threads), in_features, out_features, scratch)
+    else:
+        forward_part(x, weight, bias, out, share(batch, DOT_ROWS, thread, threads),
+                     share(batch, DOT_ROWS, thread + 1, threads), 0, out_features, in_features, out_features, scratch)
 
 
 cdef void forward_loops(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
-                        Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
+                        Py_ssize_t in_features, Py_ssize_t out_features, int threads, char* scratch) noexcept nogil:
     cdef int thread
     if threads == 1:
-        forward_part(x, weight, bias, out, 0, batch, 0, out_features, in_features, out_features)
-    elif out_features >= batch:
-        for thread in prange(threads, num_threads=threads, schedule="static"):
-            forward_part(x, weight, bias, out, 0, batch, share(out_features, 8, thread, threads),
-                         share(out_features, 8, thread + 1, threads), in_features, out_features)
+        forward_share(x, weight, bias, out, batch, in_features, out_features, 0, 1, scratch)
     else:
         for thread in prange(threads, num_threads=threads, schedule="static"):
-            forward_part(x, weight, bias, out, share(batch, DOT_ROWS, thread, threads),
-                         share(batch, DOT_ROWS, thread + 1, threads), 0, out_features, in_features, out_features)
+            forward_share(x, weight, bias, out, batch, in_features, out_features, thread, threads, scratch)
 
 
 # ---- grad_weight
 
 cdef void grad_weight_part(const real* x, const real* grad_output, real scale, real* out, Py_ssize_t batch,
                            Py_ssize_t o_begin, Py_ssize_t o_end, Py_ssize_t i_begin, Py_ssize_t i_end,
-                           Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
-    # An exact left fold over the batch: each tile goes on from what is stored. A block of rows of x meets group after
-    # group of columns of grad_output: these are copied, with the scale applied, so that each tile's lie together; there
-    # is no copy where neither matters. Then a panel of x stays in L2 while all tiles of the group pass.
-    cdef scratch memory[COPY_BYTES + 128]
-    cdef real* copy = <real*> (memory + 64 - <size_t> memory % 64)
-    cdef int rows = even(o_end - o_begin, AXPY_ROWS), high
-    cdef bint direct = scale == 1 and i_end - i_begin <= axpy_width(rows, out)
-    cdef Py_ssize_t b0, n, o0, o1, o, group, i, panel
-    if o_begin == o_end:
+                           Py_ssize_t in_features, Py_ssize_t out_features, char* scratch) noexcept nogil:
+    cdef Py_ssize_t outs = o_end - o_begin, ins = i_end - i_begin
+    if outs == 0 or ins == 0:
         return
-    b0 = 0
-    while b0 < batch:
-        n = min(B_BLOCK, batch - b0)
-        group = COPY_BYTES // (n * <Py_ssize_t> sizeof(real)) // rows * rows
-        panel = PANEL_BYTES // (n * <Py_ssize_t> sizeof(real)) // 64 * 64
-        o0 = o_begin
-        while o0 < o_end:
-            o1 = min(o0 + group, o_end)
-            o = o0
-            while o < o1 and not direct:
-                scaled(n, <int> min(rows, o1 - o), scale, grad_output + b0 * out_features + o, out_features,
-                       copy + (o - o0) * n)
-                o += rows
-            i = i_begin
-            while i < i_end:
-                o = o0
-                while o < o1:
-                    high = <int> min(rows, o1 - o)
-                    axpy(high, min(panel, i_end - i), n,
-                         grad_output + b0 * out_features + o if direct else <const real*> copy + (o - o0) * n,
-                         1, out_features if direct else high, x + b0 * in_features + i, in_features,
-                         out + o * in_features + i, in_features, AXPY_CONTINUE)
-                    o += rows
-                i += panel
-            o0 = o1
-        b0 += n
+    x += i_begin
+    grad_output += o_begin
+    out += o_begin * in_features + i_begin
+    if ins * <Py_ssize_t> sizeof(real) < THIN_BYTES and outs > ins and batch > 1:
+        # Lanes run along the outputs.
+        product(RUNNING, x, 1, in_features, grad_output, 1, out_features, out, in_features, True, ins, outs, batch, scale,
+                <const real*> NULL, False, scratch)
+    else:
+        product(RUNNING, grad_output, 1, out_features, x, 1, in_features, out, in_features, False, outs, ins, batch, scale,
+                <const real*> NULL, False, scratch)
 
 
-cdef void grad_weight_loops(const real* x, const real* grad_output, real scale, real* out, Py_ssize_t batch,
-                            Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
-    cdef int thread, grain = 64
+cdef void grad_weight_share(const real* x, const real* grad_output, real scale, real* out, Py_ssize_t batch,
+                            Py_ssize_t in_features, Py_ssize_t out_features, int thread, int threads,
+                            char* scratch) noexcept nogil:
+    """What one of `threads` does: some of the rows of W, or of the columns."""
+    scratch += thread * <size_t> SCRATCH_BYTES
+    if out_features >= in_features // 8:
+        grad_weight_part(x, grad_output, scale, out, batch, share(out_features, MOST_ROWS, thread, threads),
+                         share(out_features, MOST_ROWS, thread + 1, threads), 0, in_features, in_features, out_features,
+                         scratch)
+    else:
+        grad_weight_part(x, grad_output, scale, out, batch, 0, out_features, share(in_features, GRAIN, thread, threads),
+                         share(in_features, GRAIN, thread + 1, threads), in_features, out_features, scratch)
+
+
+cdef void grad_weight_loops(const real* x, const real* grad_output, double scale, real* out, Py_ssize_t batch,
+                            Py_ssize_t in_features, Py_ssize_t out_features, int threads, char* scratch) noexcept nogil:
+    cdef int thread
     if threads == 1:
-        grad_weight_part(x, grad_output, scale, out, batch, 0, out_features, 0, in_features, in_features, out_features)
-    elif out_features >= in_features // 8:
-        for thread in prange(threads, num_threads=threads, schedule="static"):
-            grad_weight_part(x, grad_output, scale, out, batch, share(out_features, AXPY_ROWS, thread, threads),
-                             share(out_features, AXPY_ROWS, thread + 1, threads), 0, in_features,
-                             in_features, out_features)
+        grad_weight_share(x, grad_output, scale, out, batch, in_features, out_features, 0, 1, scratch)
     else:
         for thread in prange(threads, num_threads=threads, schedule="static"):
-            grad_weight_part(x, grad_output, scale, out, batch, 0, out_features,
-                             share(in_features, grain, thread, threads), share(in_features, grain, thread + 1, threads),
-                             in_features, out_features)
+            grad_weight_share(x, grad_output, scale, out, batch, in_features, out_features, thread, threads, scratch)
 
 
 # ---- grad_bias
 
-cdef void grad_bias_loops(const real* grad_output, real scale, real* out, Py_ssize_t batch,
+cdef void grad_bias_loops(const real* grad_output, double scale, real* out, Py_ssize_t batch,
                           Py_ssize_t out_features) noexcept nogil:
     cdef Py_ssize_t b, o
     for b in range(batch):
         for o in range(out_features):
-            out[o] += scale * grad_output[b * out_features + o]
+            out[o] += <real> scale * grad_output[b * out_features + o]
 
 
-# ---- grad_input and update: one sweep over W
+# ---- grad_input and update
 
-cdef void sweep(const real* x, const real* grad_output, real scale, real* weight, real* out,
-                Py_ssize_t b_begin, Py_ssize_t b_end, Py_ssize_t i_begin, Py_ssize_t i_end,
-                Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
-    """grad_input into out, unless that is NULL; and weight += scale grad_output^T x, unless x is NULL: each group of
-    W's rows serves grad_input before it changes."""
-    # A batch of one tile of rows streams W: a few rows at a time, the sums of a chunk of columns waiting in L1. A
-    # larger batch takes a whole block of rows at a time, so that the sums stay in registers.
-    cdef scratch memory[MOST_ROWS * CHUNK * 8]
-    cdef real* waiting = <real*> memory
-    cdef int rows = even(b_end - b_begin, AXPY_ROWS)
-    cdef bint stream = b_end - b_begin == rows
-    cdef bint one = rows == 1 and stream and out != NULL
-    cdef bint far = comes_from_memory(in_features, out_features, weight)
-    cdef Py_ssize_t chunk = 2 * CHUNK if one else CHUNK
-    cdef Py_ssize_t group = UPDATE_ROWS if one else STREAMS if stream else O_BLOCK
-    cdef Py_ssize_t width = CHUNK if stream else PANEL_BYTES // (O_BLOCK * <Py_ssize_t> sizeof(real)) // 64 * 64
-    cdef Py_ssize_t i0, i1, o0, o1, o, b, i, n, steps, y_row
+cdef void stream(const real* x, const real* grad_output, real scale, real* weight, real* out, Py_ssize_t rows,
+                 Py_ssize_t i_begin, Py_ssize_t i_end, Py_ssize_t in_features, Py_ssize_t out_features,
+                 char* scratch) noexcept nogil:
+    """For one tile of rows at most, in one pass over W: grad_input into out, and weight += scale grad_output^T x, unless
+    x is NULL. Each few rows of W serve grad_input before they change."""
+    # The sums of a block of o wait in L1 for the rest of it; those of the first block do that in out.
+    cdef real* waiting = <real*> (scratch + WAITING_AT)
+    cdef Py_ssize_t chunk = max(CHUNK_BYTES // (rows * <Py_ssize_t> sizeof(real)) // 64 * 64, 64)
+    cdef int group = UPDATE_ROWS if rows == 1 else STREAMS, some
+    cdef bint far = comes_from_memory(in_features, out_features, x)
+    cdef Py_ssize_t i0, width, o0, o1, o, b, i, y_row
     cdef axpy_mode mode
     cdef real* y
     i0 = i_begin
     while i0 < i_end:
-        i1 = min(i0 + chunk, i_end)
-        for n in range(max(count(out_features, O_BLOCK), 1)):
-            o0 = n * O_BLOCK
+        width = min(chunk, i_end - i0)
+        o0 = 0
+        while o0 < out_features:
             o1 = min(o0 + O_BLOCK, out_features)
-            y = NULL if out == NULL else waiting if stream and o0 else out + b_begin * in_features + i0
-            y_row = chunk if stream and o0 else in_features
-            mode = AXPY_ADD if o0 and not stream else AXPY_START
+            y, y_row = (waiting, chunk) if o0 else (out + i0, in_features)
+            mode = AXPY_START
             o = o0
-            while True:
-                steps = min(group, o1 - o)
-                if one and steps > 0:
-                    update_one(<int> steps, i1 - i0, x + i0 if x != NULL else NULL, grad_output + o, scale,
-                               weight + o * in_features + i0, in_features, y, mode == AXPY_START,
-                               steps * in_features if far else 0)
+            while o < o1:
+                some = <int> min(group, o1 - o)
+                if rows == 1:
+                    update_rows(some, width, x + i0 if x != NULL else NULL, grad_output + o, scale,
+                                weight + o * in_features + i0, in_features, y, mode == AXPY_START,
+                                some * in_features if far else 0)
                 else:
-                    if out != NULL:
-                        i = i0
-                        while i < i1:
-                            b = b_begin
-                            while b < b_end:
-                                axpy(<int> min(rows, b_end - b), min(width, i1 - i), steps,
-                                     grad_output + b * out_features + o, out_features, 1,
-                                     weight + o * in_features + i, in_features,
-                                     y + (b - b_begin) * y_row + i - i0, y_row, mode)
-                                b += rows
-                            i += width
+                    axpy(<int> rows, width, some, grad_output + o, out_features, 1, <const real*> weight + o * in_features + i0,
+                         in_features, y, y_row, 0, mode)
                     if x != NULL:
-                        grad_weight_part(x, grad_output, scale, weight, b_end, o, o + steps, i0, i1,
-                                         in_features, out_features)
+                        grad_weight_part(x, grad_output, scale, weight, rows, o, o + some, i0, i0 + width, in_features,
+                                         out_features, scratch)
                 mode = AXPY_CONTINUE
                 o += group
-                if o >= o1:
-                    break
-            if stream and o0 and out != NULL:
+            if o0:
                 for b in range(rows):
-                    for i in range(i1 - i0):
-                        out[(b_begin + b) * in_features + i0 + i] += waiting[b * chunk + i]
-        i0 = i1
+                    for i in range(width):
+                        out[b * in_features + i0 + i] += waiting[b * chunk + i]
+            o0 = o1
+        i0 += width
+
+
+cdef void grad_input_part(const real* grad_output, const real* weight, real* out, Py_ssize_t b_begin, Py_ssize_t b_end,
+                          Py_ssize_t i_begin, Py_ssize_t i_end, Py_ssize_t in_features, Py_ssize_t out_features,
+                          char* scratch) noexcept nogil:
+    cdef Py_ssize_t batch = b_end - b_begin, ins = i_end - i_begin, b, i
+    if batch == 0 or ins == 0:
+        return
+    grad_output += b_begin * out_features
+    out += b_begin * in_features
+    if out_features == 0:
+        for b in range(batch):
+            for i in range(ins):
+                out[b * in_features + i_begin + i] = 0
+    elif batch <= MOST_ROWS:
+        if ins * <Py_ssize_t> sizeof(real) <= VECTOR_BYTES and batch * out_features > O_BLOCK:
+            few_chains(grad_output, weight + i_begin, out + i_begin, batch, ins, in_features, out_features)
+        else:
+            stream(<const real*> NULL, grad_output, <real> 0, <real*> weight, out, batch, i_begin, i_end, in_features,
+                   out_features, scratch)
+    elif ins * <Py_ssize_t> sizeof(real) < THIN_BYTES and batch > ins:
+        # Lanes run along the batch.
+        product(FRESH, weight + i_begin, 1, in_features, grad_output, out_features, 1, out + i_begin, in_features, True,
+                ins, batch, out_features, <real> 1, <const real*> NULL, False, scratch)
+    else:
+        product(FRESH, grad_output, out_features, 1, weight + i_begin, 1, in_features, out + i_begin, in_features, False,
+                batch, ins, out_features, <real> 1, <const real*> NULL, False, scratch)
+
+
+cdef void few_chains(const real* grad_output, const real* weight, real* out, Py_ssize_t batch, Py_ssize_t ins,
+                     Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
+    """A vector of columns at most, of few rows: whole blocks of o side by side, then what is left."""
+    cdef Py_ssize_t b, o
+    cdef int n
+    for b in range(batch):
+        o = 0
+        while o < out_features:
+            n = <int> max(min((out_features - o) // O_BLOCK, MOST_COLS), 1)
+            chains(n, <int> ins, min(O_BLOCK, out_features - o), grad_output + b * out_features + o,
+                   weight + o * in_features, in_features, out + b * in_features, o == 0)
+            o += n * O_BLOCK
+
+
+cdef void grad_input_share(const real* grad_output, const real* weight, real* out, Py_ssize_t batch,
+                           Py_ssize_t in_features, Py_ssize_t out_features, int thread, int threads,
+                           char* scratch) noexcept nogil:
+    """What one of `threads` does: some of the columns, or of the rows."""
+    scratch += thread * <size_t> SCRATCH_BYTES
+    if in_features >= batch:
+        grad_input_part(grad_output, weight, out, 0, batch, share(in_features, GRAIN, thread, threads),
+                        share(in_features, GRAIN, thread + 1, threads), in_features, out_features, scratch)
+    else:
+        grad_input_part(grad_output, weight, out, share(batch, MOST_ROWS, thread, threads),
+                        share(batch, MOST_ROWS, thread + 1, threads), 0, in_features, in_features, out_features, scratch)
 
 
 cdef void grad_input_loops(const real* grad_output, const real* weight, real* out, Py_ssize_t batch,
-                           Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
-    cdef int thread, grain = 64
+                           Py_ssize_t in_features, Py_ssize_t out_features, int threads, char* scratch) noexcept nogil:
+    cdef int thread
     if threads == 1:
-        sweep(<const real*> NULL, grad_output, <real> 0, <real*> weight, out, 0, batch, 0, in_features,
-              in_features, out_features)
-    elif in_features >= batch:
-        for thread in prange(threads, num_threads=threads, schedule="static"):
-            sweep(<const real*> NULL, grad_output, <real> 0, <real*> weight, out, 0, batch,
-                  share(in_features, grain, thread, threads), share(in_features, grain, thread + 1, threads),
-                  in_features, out_features)
+        grad_input_share(grad_output, weight, out, batch, in_features, out_features, 0, 1, scratch)
     else:
         for thread in prange(threads, num_threads=threads, schedule="static"):
-            sweep(<const real*> NULL, grad_output, <real> 0, <real*> weight, out,
-                  share(batch, AXPY_ROWS, thread, threads), share(batch, AXPY_ROWS, thread + 1, threads),
-                  0, in_features, in_features, out_features)
+            grad_input_share(grad_output, weight, out, batch, in_features, out_features, thread, threads, scratch)
 
 
-cdef void update_loops(const real* x, const real* grad_output, real lr, real* weight, real* bias, real* out,
-                       Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
-    # Threads share out columns only: those of W change for no other thread's columns of grad_input.
-    cdef int thread, grain = 64
-    if threads == 1:
-        sweep(x, grad_output, -lr, weight, out, 0, batch, 0, in_features, in_features, out_features)
+cdef void update_part(const real* x, const real* grad_output, real lr, real* weight, real* out, Py_ssize_t batch,
+                      Py_ssize_t i_begin, Py_ssize_t i_end, Py_ssize_t in_features, Py_ssize_t out_features,
+                      char* scratch) noexcept nogil:
+    if out != NULL and 0 < batch <= MOST_ROWS and out_features > 0:
+        stream(x, grad_output, -lr, weight, out, batch, i_begin, i_end, in_features, out_features, scratch)
     else:
-        for thread in prange(threads, num_threads=threads, schedule="static"):
-            sweep(x, grad_output, -lr, weight, out, 0, batch, share(in_features, grain, thread, threads),
-                  share(in_features, grain, thread + 1, threads), in_features, out_features)
-    if bias != NULL:
+        if out != NULL:
+            grad_input_part(grad_output, weight, out, 0, batch, i_begin, i_end, in_features, out_features, scratch)
+        grad_weight_part(x, grad_output, -lr, weight, batch, 0, out_features, i_begin, i_end, in_features, out_features,
+                         scratch)
+
+
+cdef void update_share(const real* x, const real* grad_output, real lr, real* weight, real* bias, real* out,
+                       Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t out_features, int thread, int threads,
+                       char* scratch) noexcept nogil:
+    """What one of `threads` does: some of the columns, because those of W change for no other columns of grad_input."""
+    update_part(x, grad_output, lr, weight, out, batch, share(in_features, GRAIN, thread, threads),
+                share(in_features, GRAIN, thread + 1, threads), in_features, out_features,
+                scratch + thread * <size_t> SCRATCH_BYTES)
+    if bias != NULL and thread == 0:
         grad_bias_loops(grad_output, -lr, bias, batch, out_features)
+
+
+cdef void update_loops(const real* x, const real* grad_output, double lr, real* weight, real* bias, real* out,
+                       Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t out_features, int threads,
+                       char* scratch) noexcept nogil:
+    cdef int thread
+    if threads == 1:
+        update_share(x, grad_output, lr, weight, bias, out, batch, in_features, out_features, 0, 1, scratch)
+    else:
+        for thread in prange(threads, num_threads=threads, schedule="static"):
+            update_share(x, grad_output, lr, weight, bias, out, batch, in_features, out_features, thread, threads, scratch)
 
 
 # ---- step
 
-cdef void step_loops(const real* gradient, real lr, real* parameter, Py_ssize_t size) noexcept nogil:
+cdef void step_loops(const real* gradient, double lr, real* parameter, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t j
     for j in range(size):
-        parameter[j] -= lr * gradient[j]
+        parameter[j] -= <real> lr * gradient[j]
 
 
 # ---- for Python: typed memoryviews, the same names and signatures as in reference.py
+# With 0 <= thread < threads, a function does what that one of the threads would do, on the calling thread: so what
+# each thread does can be tested by itself. -1 is all of it.
 
-cdef int same(str name, Py_ssize_t got, Py_ssize_t expected) except -1:
+cdef int check_length(str name, Py_ssize_t got, Py_ssize_t expected) except -1:
     if got != expected:
         raise ValueError(f"{name} has length {got} where {expected} was expected")
     return 0
 
 
-cdef int sensible(int threads) except -1:
+cdef char* check_threads(int threads, int thread) except NULL:
+    """The scratch for them."""
     if not 1 <= threads <= 1024:
         raise ValueError(f"threads must be from 1 to 1024, got {threads}")
-    return 0
+    if not -1 <= thread < threads:
+        raise ValueError(f"thread must be from 0 to {threads - 1}, or -1 for all, got {thread}")
+    cdef char* scratch = thread_scratch(threads * <size_t> SCRATCH_BYTES)
+    if scratch == NULL:
+        raise MemoryError(f"no {threads} MiB for the scratch of {threads} threads")
+    return scratch
 
 
-def forward(const real[:, ::1] x, const real[:, ::1] weight, const real[::1] bias, real[:, ::1] out, int threads=1):
+def forward(const real[:, ::1] x, const real[:, ::1] weight, const real[::1] bias, real[:, ::1] out, int threads=1,
+            int thread=-1):
     """out[b, o] = sum_i x[b, i] weight[o, i] + bias[o]. out is overwritten; bias may be None."""
-    sensible(threads)
-    same("x's axis 1", x.shape[1], weight.shape[1])
-    same("out's axis 0", out.shape[0], x.shape[0])
-    same("out's axis 1", out.shape[1], weight.shape[0])
+    cdef char* scratch = check_threads(threads, thread)
+    check_length("x's axis 1", x.shape[1], weight.shape[1])
+    check_length("out's axis 0", out.shape[0], x.shape[0])
+    check_length("out's axis 1", out.shape[1], weight.shape[0])
     if bias is not None:
-        same("bias", bias.shape[0], weight.shape[0])
+        check_length("bias", bias.shape[0], weight.shape[0])
+    cdef const real* b = &bias[0] if bias is not None else NULL
     with nogil:
-        forward_loops(&x[0, 0], &weight[0, 0], &bias[0] if bias is not None else NULL, &out[0, 0],
-                      x.shape[0], x.shape[1], weight.shape[0], threads)
+        if thread < 0:
+            forward_loops(&x[0, 0], &weight[0, 0], b, &out[0, 0], x.shape[0], x.shape[1], weight.shape[0], threads, scratch)
+        else:
+            forward_share(&x[0, 0], &weight[0, 0], b, &out[0, 0], x.shape[0], x.shape[1], weight.shape[0], thread, threads,
+                          scratch)
 
 
-def grad_input(const real[:, ::1] grad_output, const real[:, ::1] weight, real[:, ::1] out, int threads=1):
+def grad_input(const real[:, ::1] grad_output, const real[:, ::1] weight, real[:, ::1] out, int threads=1,
+               int thread=-1):
     """out[b, i] = sum_o grad_output[b, o] weight[o, i]. out is overwritten."""
-    sensible(threads)
-    same("grad_output's axis 1", grad_output.shape[1], weight.shape[0])
-    same("out's axis 0", out.shape[0], grad_output.shape[0])
-    same("out's axis 1", out.shape[1], weight.shape[1])
+    cdef char* scratch = check_threads(threads, thread)
+    check_length("grad_output's axis 1", grad_output.shape[1], weight.shape[0])
+    check_length("out's axis 0", out.shape[0], grad_output.shape[0])
+    check_length("out's axis 1", out.shape[1], weight.shape[1])
     with nogil:
-        grad_input_loops(&grad_output[0, 0], &weight[0, 0], &out[0, 0],
-                         grad_output.shape[0], weight.shape[1], weight.shape[0], threads)
+        if thread < 0:
+            grad_input_loops(&grad_output[0, 0], &weight[0, 0], &out[0, 0], grad_output.shape[0], weight.shape[1],
+                             weight.shape[0], threads, scratch)
+        else:
+            grad_input_share(&grad_output[0, 0], &weight[0, 0], &out[0, 0], grad_output.shape[0], weight.shape[1],
+                             weight.shape[0], thread, threads, scratch)
 
 
-def grad_weight(const real[:, ::1] x, const real[:, ::1] grad_output, double scale, real[:, ::1] out, int threads=1):
+def grad_weight(const real[:, ::1] x, const real[:, ::1] grad_output, double scale, real[:, ::1] out, int threads=1,
+                int thread=-1):
     """out[o, i] += sum_b scale grad_output[b, o] x[b, i]. out is accumulated."""
-    sensible(threads)
-    same("grad_output's axis 0", grad_output.shape[0], x.shape[0])
-    same("out's axis 0", out.shape[0], grad_output.shape[1])
-    same("out's axis 1", out.shape[1], x.shape[1])
+    cdef char* scratch = check_threads(threads, thread)
+    check_length("grad_output's axis 0", grad_output.shape[0], x.shape[0])
+    check_length("out's axis 0", out.shape[0], grad_output.shape[1])
+    check_length("out's axis 1", out.shape[1], x.shape[1])
     with nogil:
-        grad_weight_loops(&x[0, 0], &grad_output[0, 0], <real> scale, &out[0, 0],
-                          x.shape[0], x.shape[1], grad_output.shape[1], threads)
+        if thread < 0:
+            grad_weight_loops(&x[0, 0], &grad_output[0, 0], scale, &out[0, 0], x.shape[0], x.shape[1],
+                              grad_output.shape[1], threads, scratch)
+        else:
+            grad_weight_share(&x[0, 0], &grad_output[0, 0], <real> scale, &out[0, 0], x.shape[0], x.shape[1],
+                              grad_output.shape[1], thread, threads, scratch)
 
 
 def grad_bias(const real[:, ::1] grad_output, double scale, real[::1] out):
     """out[o] += sum_b scale grad_output[b, o]. out is accumulated."""
-    same("out", out.shape[0], grad_output.shape[1])
+    check_length("out", out.shape[0], grad_output.shape[1])
     with nogil:
-        grad_bias_loops(&grad_output[0, 0], <real> scale, &out[0], grad_output.shape[0], grad_output.shape[1])
+        grad_bias_loops(&grad_output[0, 0], scale, &out[0], grad_output.shape[0], grad_output.shape[1])
 
 
 def update(const real[:, ::1] x, const real[:, ::1] grad_output, double lr, real[:, ::1] weight, real[::1] bias,
-           real[:, ::1] out, int threads=1):
+           real[:, ::1] out, int threads=1, int thread=-1):
     """grad_input into out (overwritten; may be None), then weight -= lr grad_output^T x and bias -= lr sum_b
-    grad_output in place; bias may be None. out comes from the weights as they were."""
-    sensible(threads)
-    same("grad_output's axis 0", grad_output.shape[0], x.shape[0])
-    same("weight's axis 0", weight.shape[0], grad_output.shape[1])
-    same("weight's axis 1", weight.shape[1], x.shape[1])
+    grad_output in place; bias may be None. out comes from the weights as they were. The bias is the first thread's."""
+    cdef char* scratch = check_threads(threads, thread)
+    check_length("grad_output's axis 0", grad_output.shape[0], x.shape[0])
+    check_length("weight's axis 0", weight.shape[0], grad_output.shape[1])
+    check_length("weight's axis 1", weight.shape[1], x.shape[1])
     if bias is not None:
-        same("bias", bias.shape[0], weight.shape[0])
+        check_length("bias", bias.shape[0], weight.shape[0])
     if out is not None:
-        same("out's axis 0", out.shape[0], x.shape[0])
-        same("out's axis 1", out.shape[1], x.shape[1])
+        check_length("out's axis 0", out.shape[0], x.shape[0])
+        check_length("out's axis 1", out.shape[1], x.shape[1])
+    cdef real* b = &bias[0] if bias is not None else NULL
+    cdef real* gx = &out[0, 0] if out is not None else NULL
     with nogil:
-        update_loops(&x[0, 0], &grad_output[0, 0], <real> lr, &weight[0, 0], &bias[0] if bias is not None else NULL,
-                     &out[0, 0] if out is not None else NULL, x.shape[0], x.shape[1], weight.shape[0], threads)
+        if thread < 0:
+            update_loops(&x[0, 0], &grad_output[0, 0], lr, &weight[0, 0], b, gx, x.shape[0], x.shape[1],
+                         weight.shape[0], threads, scratch)
+        else:
+            update_share(&x[0, 0], &grad_output[0, 0], <real> lr, &weight[0, 0], b, gx, x.shape[0], x.shape[1],
+                         weight.shape[0], thread, threads, scratch)
 
 
 def step(const real[::1] gradient, double lr, real[::1] parameter):
     """parameter[j] -= lr gradient[j], in place."""
-    same("gradient", gradient.shape[0], parameter.shape[0])
+    check_length("gradient", gradient.shape[0], parameter.shape[0])
     with nogil:
-        step_loops(&gradient[0], <real> lr, &parameter[0], parameter.shape[0])
+        step_loops(&gradient[0], lr, &parameter[0], parameter.shape[0])
 
 
-# ---- for Layer: plain pointers, in a table of C functions
-
-cdef void forward_any(bint wide, const void* x, const void* weight, const void* bias, void* out, Py_ssize_t batch,
-                      Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
-    if wide:
-        forward_loops(<const double*> x, <const double*> weight, <const double*> bias, <double*> out,
-                      batch, in_features, out_features, threads)
-    else:
-        forward_loops(<const float*> x, <const float*> weight, <const float*> bias, <float*> out,
-                      batch, in_features, out_features, threads)
-
-
-cdef void grad_input_any(bint wide, const void* grad_output, const void* weight, void* out, Py_ssize_t batch,
-                         Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
-    if wide:
-        grad_input_loops(<const double*> grad_output, <const double*> weight, <double*> out,
-                         batch, in_features, out_features, threads)
-    else:
-        grad_input_loops(<const float*> grad_output, <const float*> weight, <float*> out,
-                         batch, in_features, out_features, threads)
-
-
-cdef void grad_weight_any(bint wide, const void* x, const void* grad_output, double scale, void* out, Py_ssize_t batch,
-                          Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
-    if wide:
-        grad_weight_loops(<const double*> x, <const double*> grad_output, scale, <double*> out,
-                          batch, in_features, out_features, threads)
-    else:
-        grad_weight_loops(<const float*> x, <const float*> grad_output, <float> scale, <float*> out,
-                          batch, in_features, out_features, threads)
-
-
-cdef void grad_bias_any(bint wide, const void* grad_output, double scale, void* out, Py_ssize_t batch,
-                        Py_ssize_t out_features) noexcept nogil:
-    if wide:
-        grad_bias_loops(<const double*> grad_output, scale, <double*> out, batch, out_features)
-    else:
-        grad_bias_loops(<const float*> grad_output, <float> scale, <float*> out, batch, out_features)
-
-
-cdef void update_any(bint wide, const void* x, const void* grad_output, double lr, void* weight, void* bias, void* out,
-                     Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil:
-    if wide:
-        update_loops(<const double*> x, <const double*> grad_output, lr, <double*> weight, <double*> bias,
-                     <double*> out, batch, in_features, out_features, threads)
-    else:
-        update_loops(<const float*> x, <const float*> grad_output, <float> lr, <float*> weight, <float*> bias,
-                     <float*> out, batch, in_features, out_features, threads)
-
-
-cdef void step_any(bint wide, const void* gradient, double lr, void* parameter, Py_ssize_t size) noexcept nogil:
-    if wide:
-        step_loops(<const double*> gradient, lr, <double*> parameter, size)
-    else:
-        step_loops(<const float*> gradient, <float> lr, <float*> parameter, size)
-
+# ---- for Layer: the same without Python, in a table for each dtype
 
 cdef KernelTable kernel_table = KernelTable(
-    forward_any, grad_input_any, grad_weight_any, grad_bias_any, update_any, step_any)
+    Kernels(<forward_kernel> forward_loops[float], <grad_input_kernel> grad_input_loops[float],
+            <grad_weight_kernel> grad_weight_loops[float], <grad_bias_kernel> grad_bias_loops[float],
+            <update_kernel> update_loops[float], <step_kernel> step_loops[float]),
+    Kernels(<forward_kernel> forward_loops[double], <grad_input_kernel> grad_input_loops[double],
+            <grad_weight_kernel> grad_weight_loops[double], <grad_bias_kernel> grad_bias_loops[double],
+            <update_kernel> update_loops[double], <step_kernel> step_loops[double]))
 table = PyCapsule_New(&kernel_table, "fastlinear.KernelTable", NULL)

@@ -20,7 +20,7 @@ from libc.float cimport FLT_MAX
 from libc.math cimport fabs, isinf
 from libc.string cimport memmove, memset
 
-from fastlinear._table cimport KernelTable
+from fastlinear._table cimport SCRATCH_BYTES, Kernels, KernelTable
 
 cnp.import_array()
 
@@ -49,6 +49,9 @@ cdef extern from "_machine.h" nogil:
     const char* FASTLINEAR_FLAGS
     int omp_get_max_threads()
     int cpu_supports(const char*)
+
+cdef extern from "_scratch.h" nogil:
+    char* thread_scratch(size_t)
 
 cdef extern from "_threads.h" nogil:
     int omp_get_thread_limit()
@@ -132,6 +135,7 @@ cdef enum:
 
 cdef struct Work:
     int threads
+    char* scratch
     PyThreadState* state
 
 
@@ -150,6 +154,10 @@ cdef inline int begin(Work* work, Py_ssize_t rows, Py_ssize_t in_features, Py_ss
     release_gil(work, size)
     if size >= 2 * WORTH_A_THREAD:
         work.threads = startable_threads(<int> min(<double> threads_now(), size / WORTH_A_THREAD), thread_stack_size)
+    work.scratch = thread_scratch(work.threads * <size_t> SCRATCH_BYTES)
+    if work.scratch == NULL:
+        end(work)
+        raise MemoryError(f"no {work.threads} MiB for the scratch of {work.threads} threads")
     return 0
 
 
@@ -437,6 +445,13 @@ cdef class Layer:
             raise RuntimeError(f"{type(self).__name__} has no parameters yet: its __init__ was not called")
         return 0
 
+    cdef inline Kernels* compiled_kernels(self) noexcept:
+        """Those in use now, for the layer's dtype; NULL for the reference."""
+        cdef KernelTable* both = <KernelTable*> load_pointer(&kernel_table)
+        if both == NULL:
+            return NULL
+        return &both.of_double if self.is_double else &both.of_float
+
     cdef inline int check_writable(self, Parameter weight, Parameter bias) except -1:
         """An owner may have frozen a parameter: layer.weight.flags.writeable = False."""
         if weight.is_frozen() or (bias is not None and bias.is_frozen()):
@@ -487,21 +502,21 @@ cdef class Layer:
                              result, Py_ssize_t result_features) noexcept:
         """Whether a kernel can compute result from source and the parameters, as they are."""
         if not (self.can_read(source, source_features) and self.can_write(result, result_features)
-                and same_batch_shape(source, result)):
+                and same_batch_shape(<cnp.ndarray> source, <cnp.ndarray> result)):
             return False
-        p.rows = rows_of(source)
-        source_span[0] = self.bytes(source, p.rows, source_features)
-        p.result = self.bytes(result, p.rows, result_features)
+        p.rows = rows_of(<cnp.ndarray> source)
+        source_span[0] = self.bytes(<cnp.ndarray> source, p.rows, source_features)
+        p.result = self.bytes(<cnp.ndarray> result, p.rows, result_features)
         return apart(p.result, source_span[0]) and self.apart_from_parameters(p.result)
 
     cdef inline bint can_read_both(self, Pass* p, x, grad_output) noexcept:
         """Whether a kernel can go over the rows of x and grad_output as they are."""
         if not (self.can_read(x, self.in_features) and self.can_read(grad_output, self.out_features)
-                and same_batch_shape(x, grad_output)):
+                and same_batch_shape(<cnp.ndarray> x, <cnp.ndarray> grad_output)):
             return False
-        p.rows = rows_of(x)
-        p.x = self.bytes(x, p.rows, self.in_features)
-        p.grad_output = self.bytes(grad_output, p.rows, self.out_features)
+        p.rows = rows_of(<cnp.ndarray> x)
+        p.x = self.bytes(<cnp.ndarray> x, p.rows, self.in_features)
+        p.grad_output = self.bytes(<cnp.ndarray> grad_output, p.rows, self.out_features)
         return True
 
     cdef inline bint can_write_grad_input(self, Pass* p, result, x, bint input_grad) noexcept:
@@ -509,9 +524,9 @@ cdef class Layer:
         p.result = Span(NULL, NULL)
         if not input_grad:
             return result is None
-        if not (self.can_write(result, self.in_features) and same_batch_shape(result, x)):
+        if not (self.can_write(result, self.in_features) and same_batch_shape(<cnp.ndarray> result, <cnp.ndarray> x)):
             return False
-        p.result = self.bytes(result, p.rows, self.in_features)
+        p.result = self.bytes(<cnp.ndarray> result, p.rows, self.in_features)
         return (apart(p.result, p.x) and apart(p.result, p.grad_output) and self.apart_from_parameters(p.result))
 
     # ---- before the last look: numbers, conversions, allocation
@@ -740,16 +755,16 @@ cdef class Layer:
         cdef Pass p
         cdef Work work
         cdef object y = out
-        cdef KernelTable* table = <KernelTable*> load_pointer(&kernel_table)
+        cdef Kernels* table = self.compiled_kernels()
         if out is None and self.can_read(x, self.in_features):
-            y = self.empty(x, self.out_features)
+            y = self.empty(<cnp.ndarray> x, self.out_features)
         if not self.can_map(&p, &p.x, x, self.in_features, y, self.out_features):
             x = self.taken("x", x)
             self.taken_out(out)
             self.check_rows("x", x, self.in_features)
             self.check_out(out, x, self.out_features)
             x = self.plain(x)
-            y = self.empty(x, self.out_features)
+            y = self.empty(<cnp.ndarray> x, self.out_features)
             if not self.can_map(&p, &p.x, x, self.in_features, y, self.out_features):
                 raise self.changed()
         if table == NULL:
@@ -757,8 +772,8 @@ cdef class Layer:
                             y.reshape(p.rows, self.out_features))
         elif p.rows:
             begin(&work, p.rows, self.in_features, self.out_features)
-            table.forward(self.is_double, p.x.begin, self.w_span.begin, self.b_span.begin, p.result.begin,
-                          p.rows, self.in_features, self.out_features, work.threads)
+            table.forward(p.x.begin, self.w_span.begin, self.b_span.begin, p.result.begin,
+                          p.rows, self.in_features, self.out_features, work.threads, work.scratch)
             end(&work)
         return delivered(y, out)
 
@@ -807,16 +822,16 @@ cdef class Layer:
         cdef Pass p
         cdef Work work
         cdef object gx = out
-        cdef KernelTable* table = <KernelTable*> load_pointer(&kernel_table)
+        cdef Kernels* table = self.compiled_kernels()
         if input_grad and out is None and self.can_read(x, self.in_features):
-            gx = self.empty(x, self.in_features)
+            gx = self.empty(<cnp.ndarray> x, self.in_features)
         if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
             x, grad_output = self.taken("x", x), self.taken("grad_output", grad_output)
             self.taken_out(out)
             self.check_both(x, grad_output, out, input_grad)
             self.ensure_gradients()
             x, grad_output = self.plain_apart(x), self.plain_apart(grad_output)
-            gx = self.empty(x, self.in_features) if input_grad else None
+            gx = self.empty(<cnp.ndarray> x, self.in_features) if input_grad else None
             if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
                 raise self.changed()
         self.check_writable(self.grad_W, self.grad_b)
@@ -830,12 +845,12 @@ cdef class Layer:
         elif p.rows:
             begin(&work, p.rows, self.in_features, self.out_features)
             if input_grad:
-                table.grad_input(self.is_double, p.grad_output.begin, self.w_span.begin, p.result.begin,
-                                 p.rows, self.in_features, self.out_features, work.threads)
-            table.grad_weight(self.is_double, p.x.begin, p.grad_output.begin, scale, self.grad_w_span.begin,
-                              p.rows, self.in_features, self.out_features, work.threads)
+                table.grad_input(p.grad_output.begin, self.w_span.begin, p.result.begin,
+                                 p.rows, self.in_features, self.out_features, work.threads, work.scratch)
+            table.grad_weight(p.x.begin, p.grad_output.begin, scale, self.grad_w_span.begin,
+                              p.rows, self.in_features, self.out_features, work.threads, work.scratch)
             if self.b_span.begin != NULL:
-                table.grad_bias(self.is_double, p.grad_output.begin, scale, self.grad_b_span.begin,
+                table.grad_bias(p.grad_output.begin, scale, self.grad_b_span.begin,
                                 p.rows, self.out_features)
             end(&work)
         return delivered(gx, out)
@@ -853,16 +868,16 @@ cdef class Layer:
         cdef Pass p
         cdef Work work
         cdef object gx = out
-        cdef KernelTable* table = <KernelTable*> load_pointer(&kernel_table)
+        cdef Kernels* table = self.compiled_kernels()
         if out is None and self.can_read(grad_output, self.out_features):
-            gx = self.empty(grad_output, self.in_features)
+            gx = self.empty(<cnp.ndarray> grad_output, self.in_features)
         if not self.can_map(&p, &p.grad_output, grad_output, self.out_features, gx, self.in_features):
             grad_output = self.taken("grad_output", grad_output)
             self.taken_out(out)
             self.check_rows("grad_output", grad_output, self.out_features)
             self.check_out(out, grad_output, self.in_features)
             grad_output = self.plain(grad_output)
-            gx = self.empty(grad_output, self.in_features)
+            gx = self.empty(<cnp.ndarray> grad_output, self.in_features)
             if not self.can_map(&p, &p.grad_output, grad_output, self.out_features, gx, self.in_features):
                 raise self.changed()
         if table == NULL:
@@ -870,8 +885,8 @@ cdef class Layer:
                                gx.reshape(p.rows, self.in_features))
         elif p.rows:
             begin(&work, p.rows, self.in_features, self.out_features)
-            table.grad_input(self.is_double, p.grad_output.begin, self.w_span.begin, p.result.begin,
-                             p.rows, self.in_features, self.out_features, work.threads)
+            table.grad_input(p.grad_output.begin, self.w_span.begin, p.result.begin,
+                             p.rows, self.in_features, self.out_features, work.threads, work.scratch)
             end(&work)
         return delivered(gx, out)
 
@@ -896,15 +911,15 @@ cdef class Layer:
         cdef Pass p
         cdef Work work
         cdef object gx = out
-        cdef KernelTable* table = <KernelTable*> load_pointer(&kernel_table)
+        cdef Kernels* table = self.compiled_kernels()
         if with_input and out is None and self.can_read(x, self.in_features):
-            gx = self.empty(x, self.in_features)
+            gx = self.empty(<cnp.ndarray> x, self.in_features)
         if not self.can_update(&p, x, grad_output, gx, with_input):
             x, grad_output = self.taken("x", x), self.taken("grad_output", grad_output)
             self.taken_out(out)
             self.check_both(x, grad_output, out, with_input)
             x, grad_output = self.plain_apart(x), self.plain_apart(grad_output)
-            gx = self.empty(x, self.in_features) if with_input else None
+            gx = self.empty(<cnp.ndarray> x, self.in_features) if with_input else None
             if not self.can_update(&p, x, grad_output, gx, with_input):
                 raise self.changed()
         self.check_writable(self.W, self.b)
@@ -913,8 +928,8 @@ cdef class Layer:
                            self.W.view(), view_of(self.b), gx.reshape(p.rows, self.in_features) if with_input else None)
         elif p.rows:
             begin(&work, p.rows, self.in_features, self.out_features)
-            table.update(self.is_double, p.x.begin, p.grad_output.begin, rate, self.w_span.begin, self.b_span.begin,
-                         p.result.begin, p.rows, self.in_features, self.out_features, work.threads)
+            table.update(p.x.begin, p.grad_output.begin, rate, self.w_span.begin, self.b_span.begin,
+                         p.result.begin, p.rows, self.in_features, self.out_features, work.threads, work.scratch)
             end(&work)
         return delivered(gx, out)
 
@@ -938,7 +953,7 @@ cdef class Layer:
         """
         cdef double rate = self.number("lr", lr)
         cdef Work work
-        cdef KernelTable* table = <KernelTable*> load_pointer(&kernel_table)
+        cdef Kernels* table = self.compiled_kernels()
         self.ensure_gradients()
         self.check_writable(self.W, self.b)
         if table == NULL:
@@ -947,10 +962,10 @@ cdef class Layer:
                 kernels.step(self.grad_b.view(), rate, self.b.view())
             return
         release_gil(&work, <double> self.in_features * self.out_features)
-        table.step(self.is_double, self.grad_w_span.begin, rate, self.w_span.begin,
+        table.step(self.grad_w_span.begin, rate, self.w_span.begin,
                    self.in_features * self.out_features)
         if self.b_span.begin != NULL:
-            table.step(self.is_double, self.grad_b_span.begin, rate, self.b_span.begin, self.out_features)
+            table.step(self.grad_b_span.begin, rate, self.b_span.begin, self.out_features)
         end(&work)
 
     def zero_grad(self):

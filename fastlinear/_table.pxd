@@ -1,15 +1,33 @@
-# What a build of _kernels.pyx hands to Layer: its kernels as C functions. `wide` says that the arrays are of
-# double, not float; all are C-contiguous and aligned; the arguments are those of the Python function of that name.
+# What a build of _kernels.pyx hands to Layer: its kernels as C functions, in a table for each dtype. All arrays are of
+# that dtype, C-contiguous and aligned; the arguments are those of the Python function of that name, and scratch:
+# `threads` times SCRATCH_BYTES that nobody else uses meanwhile, from a cache line on.
+
+cdef enum:
+    SCRATCH_BYTES = 1 << 20
+
+ctypedef void (*forward_kernel)(const void* x, const void* weight, const void* bias, void* out, Py_ssize_t batch,
+                                Py_ssize_t in_features, Py_ssize_t out_features, int threads, char* scratch) noexcept nogil
+ctypedef void (*grad_input_kernel)(const void* grad_output, const void* weight, void* out, Py_ssize_t batch,
+                                   Py_ssize_t in_features, Py_ssize_t out_features, int threads,
+                                   char* scratch) noexcept nogil
+ctypedef void (*grad_weight_kernel)(const void* x, const void* grad_output, double scale, void* out, Py_ssize_t batch,
+                                    Py_ssize_t in_features, Py_ssize_t out_features, int threads,
+                                    char* scratch) noexcept nogil
+ctypedef void (*grad_bias_kernel)(const void* grad_output, double scale, void* out, Py_ssize_t batch,
+                                  Py_ssize_t out_features) noexcept nogil
+ctypedef void (*update_kernel)(const void* x, const void* grad_output, double lr, void* weight, void* bias, void* out,
+                               Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t out_features, int threads,
+                               char* scratch) noexcept nogil
+ctypedef void (*step_kernel)(const void* gradient, double lr, void* parameter, Py_ssize_t size) noexcept nogil
+
+cdef struct Kernels:
+    forward_kernel forward
+    grad_input_kernel grad_input
+    grad_weight_kernel grad_weight
+    grad_bias_kernel grad_bias
+    update_kernel update
+    step_kernel step
 
 cdef struct KernelTable:
-    void (*forward)(bint wide, const void* x, const void* weight, const void* bias, void* out,
-                    Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil
-    void (*grad_input)(bint wide, const void* grad_output, const void* weight, void* out,
-                       Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil
-    void (*grad_weight)(bint wide, const void* x, const void* grad_output, double scale, void* out,
-                        Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil
-    void (*grad_bias)(bint wide, const void* grad_output, double scale, void* out,
-                      Py_ssize_t batch, Py_ssize_t out_features) noexcept nogil
-    void (*update)(bint wide, const void* x, const void* grad_output, double lr, void* weight, void* bias, void* out,
-                   Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t out_features, int threads) noexcept nogil
-    void (*step)(bint wide, const void* gradient, double lr, void* parameter, Py_ssize_t size) noexcept nogil
+    Kernels of_float
+    Kernels of_double

@@ -8,7 +8,8 @@
    add(a, b), mul(a, b)  a + b, a * b
    fma(a, b, c)          a * b + c, rounded once where the instruction set can (HAS_FMA), else twice
    fold(a, b, w)         one step of a sum over lanes, see below
-   zip(a, b, half)       a and b interleaved: their lower halves (half = 0) or upper halves (half = 1)
+   pieces(rows)          16 bytes from each of the addresses rows[0], rows[16/size], rows[2 * 16/size], ...
+   zip(a, b, half)       in each 16 bytes, the lower (half = 0) or upper halves (half = 1) of a and b interleaved
    HOLD(v)               v stays in its register: left alone, GCC loads it again for each use in a tile of 2 or 3 rows,
                          which costs a third where loads cross cache lines
 
@@ -149,7 +150,8 @@ PARTIAL(double, f64)
    each of up to `lanes` vectors into a lane of its own, in the order of the vectors; whatever the width, lane l is
    first added to lane l + lanes/2, then to l + lanes/4, ... */
 #define FOLD_LANE(j, w, upper) ((j) / (w) * 2 * (w) + (j) % (w) + (upper) * (w))
-#define ZIP_LANE(j, lanes, half) ((j) / 2 + (j) % 2 * (lanes) + (half) * (lanes) / 2)
+/* Of zip: lane j of the result is this lane of a and b, one behind the other; a piece is 16 bytes, `side` lanes. */
+#define ZIP_LANE(j, lanes, side, half) ((j) / (side) * (side) + (j) % (side) / 2 + (half) * (side) / 2 + (j) % 2 * (lanes))
 
 #if defined(GNU_VECTORS)
 
@@ -160,25 +162,38 @@ PARTIAL(double, f64)
     LANE(12, n, u), LANE(13, n, u), LANE(14, n, u), LANE(15, n, u)
 #define FOLD_STEP(EACH, w) case w: \
     return __builtin_shufflevector(a, b, EACH(FOLD_LANE, w, 0)) + __builtin_shufflevector(a, b, EACH(FOLD_LANE, w, 1));
-#define ZIP(EACH, lanes) \
-    return half ? __builtin_shufflevector(a, b, EACH(ZIP_LANE, lanes, 1)) \
-                : __builtin_shufflevector(a, b, EACH(ZIP_LANE, lanes, 0));
+#define ZIP_0(j, lanes, side) ZIP_LANE(j, lanes, side, 0)
+#define ZIP_1(j, lanes, side) ZIP_LANE(j, lanes, side, 1)
+#define ZIP(EACH, lanes, side) \
+    return half ? __builtin_shufflevector(a, b, EACH(ZIP_1, lanes, side)) \
+                : __builtin_shufflevector(a, b, EACH(ZIP_0, lanes, side));
+#define IN_ORDER(j, n, u) j
 
 #if VECTOR_BYTES == 64
 #define FOLD_f32 FOLD_STEP(EACH16, 8) FOLD_STEP(EACH16, 4) FOLD_STEP(EACH16, 2) FOLD_STEP(EACH16, 1)
 #define FOLD_f64 FOLD_STEP(EACH8, 4) FOLD_STEP(EACH8, 2) FOLD_STEP(EACH8, 1)
-#define ZIP_f32 ZIP(EACH16, 16)
-#define ZIP_f64 ZIP(EACH8, 8)
+#define ZIP_f32 ZIP(EACH16, 16, 4)
+#define ZIP_f64 ZIP(EACH8, 8, 2)
+#define PIECES(piece, EACH, HALF, side) \
+    return __builtin_shufflevector( \
+        __builtin_shufflevector(piece(rows[0]), piece(rows[side]), HALF(IN_ORDER, , )), \
+        __builtin_shufflevector(piece(rows[2 * side]), piece(rows[3 * side]), HALF(IN_ORDER, , )), EACH(IN_ORDER, , ));
+#define PIECES_f32 PIECES(piece_f32, EACH16, EACH8, 4)
+#define PIECES_f64 PIECES(piece_f64, EACH8, EACH4, 2)
 #elif VECTOR_BYTES == 32
 #define FOLD_f32 FOLD_STEP(EACH8, 4) FOLD_STEP(EACH8, 2) FOLD_STEP(EACH8, 1)
 #define FOLD_f64 FOLD_STEP(EACH4, 2) FOLD_STEP(EACH4, 1)
-#define ZIP_f32 ZIP(EACH8, 8)
-#define ZIP_f64 ZIP(EACH4, 4)
+#define ZIP_f32 ZIP(EACH8, 8, 4)
+#define ZIP_f64 ZIP(EACH4, 4, 2)
+#define PIECES_f32 return __builtin_shufflevector(piece_f32(rows[0]), piece_f32(rows[4]), EACH8(IN_ORDER, , ));
+#define PIECES_f64 return __builtin_shufflevector(piece_f64(rows[0]), piece_f64(rows[2]), EACH4(IN_ORDER, , ));
 #else
 #define FOLD_f32 FOLD_STEP(EACH4, 2) FOLD_STEP(EACH4, 1)
 #define FOLD_f64 FOLD_STEP(EACH2, 1)
-#define ZIP_f32 ZIP(EACH4, 4)
-#define ZIP_f64 ZIP(EACH2, 2)
+#define ZIP_f32 ZIP(EACH4, 4, 4)
+#define ZIP_f64 ZIP(EACH2, 2, 2)
+#define PIECES_f32 return piece_f32(rows[0]);
+#define PIECES_f64 return piece_f64(rows[0]);
 #endif
 
 /* s - 0 is s for every s, signed zeros and NaNs too (s + 0 is not), so this compiles to a plain broadcast. */
@@ -194,7 +209,11 @@ PARTIAL(double, f64)
         switch (w) { FOLD_##suffix } \
         return a; \
     } \
-    INLINE vec_##suffix zip_##suffix(vec_##suffix a, vec_##suffix b, int half) { ZIP_##suffix }
+    INLINE vec_##suffix zip_##suffix(vec_##suffix a, vec_##suffix b, int half) { ZIP_##suffix } \
+    typedef real piece_of_##suffix __attribute__((vector_size(16))); \
+    typedef piece_of_##suffix unaligned_piece_##suffix __attribute__((aligned(sizeof(real)), may_alias)); \
+    INLINE piece_of_##suffix piece_##suffix(const real *p) { return *(const unaligned_piece_##suffix *)p; } \
+    INLINE vec_##suffix pieces_##suffix(const real *const *rows) { PIECES_##suffix }
 #if !HAS_FMA
 INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return a * b + c; }
 INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return a * b + c; }
@@ -223,8 +242,11 @@ INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return a * b + c; }
         EACH_LANE(suffix, lane[FOLD_LANE(j, w, 0)] + lane[FOLD_LANE(j, w, 1)]) \
     } \
     INLINE vec_##suffix zip_##suffix(vec_##suffix a, vec_##suffix b, int half) { \
-        const int lanes = VECTOR_BYTES / sizeof(real); \
-        EACH_LANE(suffix, (j % 2 ? b : a).lane[j / 2 + half * lanes / 2]) \
+        EACH_LANE(suffix, (j % 2 ? b : a).lane[ZIP_LANE(j, 0, (int)(16 / sizeof(real)), half)]) \
+    } \
+    INLINE vec_##suffix pieces_##suffix(const real *const *rows) { \
+        const int side = 16 / sizeof(real); \
+        EACH_LANE(suffix, rows[j / side * side][j % side]) \
     }
 
 #endif

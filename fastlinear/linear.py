@@ -225,10 +225,11 @@ class Linear(Layer):
         self._store(weight, self._values("bias", state["bias"]) if "bias" in names else None)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the parameters, as state_dict() has them, to a file of .npz (NumPy's) or .safetensors (extra ``io``).
+        """Write the parameters, as state_dict() has them, to a file of .npz (NumPy's) or .safetensors.
 
         PyTorch's ``load_state_dict`` takes what safetensors reads from the latter. The file is whole or, if anything
-        goes wrong, as it was before; one that is there is replaced.
+        goes wrong, as it was before; one that is there is replaced and keeps its mode. A file that is read-only is a
+        PermissionError, a FIFO or a device a ValueError.
         """
         _files.save(self.state_dict(), path)
 
@@ -236,15 +237,13 @@ class Linear(Layer):
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """A layer with the parameters of a file of .npz or .safetensors: ``weight`` and, unless it has none, ``bias``.
 
-        The layer has their dtype, float32 or float64. Nothing in a file is ever run. A damaged file, and one with
-        other names, shapes or dtypes, is a ValueError or TypeError that says what is wrong.
+        The layer has their dtype, float32 or float64. Nothing in a file is ever run. A damaged file, one with other
+        names, shapes or dtypes, and what is no regular file, is a ValueError or TypeError that says what is wrong.
         """
-        state = _files.load(path)
-        if "weight" not in state or not set(state) <= {"weight", "bias"}:
-            raise ValueError(
-                f"{os.fspath(path)} must have the arrays 'weight' and, if there is one, 'bias', got {sorted(state)}"
-            )
-        return cls.from_weights(state["weight"], state.get("bias"))
+        path = os.fspath(path)
+        state = _files.load(path, ["weight"], ["bias"])
+        with _files.naming(path):
+            return cls.from_weights(state["weight"], state.get("bias"))
 
     def astype(self, dtype: DTypeLike) -> Self:
         """A copy of the layer in another dtype, float32 or float64, gradients included.

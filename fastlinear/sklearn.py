@@ -11,9 +11,11 @@ error, a divergence or Ctrl-C leaves the estimator bit for bit as it was.
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from copy import copy
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from operator import index
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +34,8 @@ except ImportError as error:
 from fastlinear.linear import Linear
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Self
 
@@ -42,10 +46,23 @@ __all__ = ["LinearClassifier", "LinearRegressor"]
 _ADVICE = "scale the features (sklearn.preprocessing.StandardScaler) or lower learning_rate, which is"
 
 
+class _Settings(NamedTuple):
+    """The parameters of training as Python's own numbers: those of NumPy would round or overflow at their width."""
+
+    learning_rate: float
+    alpha: float
+    tol: float | None
+    batch_size: int
+    max_iter: int
+    n_iter_no_change: int
+
+
 class _LinearModel(BaseEstimator):
     """What both have in common: their parameters, training, scores."""
 
     layer_: Linear
+    _y_options: dict[str, bool]  # how scikit-learn checks y
+    _check_y: Callable[[str, Any], None]  # and what it would let pass
 
     def __init__(
         self,
@@ -88,9 +105,10 @@ class _LinearModel(BaseEstimator):
         Raises
         ------
         ValueError
-            If the input is empty, not finite or of the wrong shape, or the loss does not stay finite. TypeError if X
-            is sparse. The estimator then is as before.
+            If the input is empty, not finite, of the wrong shape, or text or dates where numbers are wanted, or the
+            loss does not stay finite. TypeError if X is sparse. The estimator then is as before.
         """
+        settings = self._settings()
         model, X, y, weights = self._prepare(X, y, sample_weight, begin=not self.warm_start)
         if weights is not None:
             if not weights.any():
@@ -99,50 +117,63 @@ class _LinearModel(BaseEstimator):
             weights /= weights.mean()
         random = check_random_state(self.random_state)
         losses: list[float] = []
-        best, waited = np.inf, 0
-        with tqdm(total=self.max_iter, desc=type(self).__name__, unit="epoch", disable=not self.verbose) as progress:
-            for _ in range(self.max_iter):
+        best, waited, tol = np.inf, 0, settings.tol
+        with tqdm(
+            total=settings.max_iter, desc=type(self).__name__, unit="epoch", disable=not self.verbose
+        ) as progress:
+            for _ in range(settings.max_iter):
                 order = random.permutation(len(X)) if self.shuffle else np.arange(len(X))
-                loss = model._epoch(X, y, weights, order)
+                loss = model._epoch(X, y, weights, order, settings)
                 losses.append(loss)
                 progress.set_postfix(loss=f"{loss:.4g}", refresh=False)
                 progress.update()
-                waited = waited + 1 if self.tol is not None and loss > best - self.tol else 0
+                waited = waited + 1 if tol is not None and loss > best - tol else 0
                 best = min(best, loss)
-                if waited == self.n_iter_no_change:
+                if waited == settings.n_iter_no_change:
                     break
-        if losses[-1] > losses[0] + (self.tol or 0):
+        if losses[-1] > losses[0] + (tol or 0):
             self._warn(f"the loss rose from {losses[0]:.4g} to {losses[-1]:.4g}; {_ADVICE} {self.learning_rate}")
-        elif self.tol is not None and waited < self.n_iter_no_change:
-            self._warn(f"not converged after {self.max_iter} epochs (max_iter), the loss is {losses[-1]:.4g}")
+        elif tol is not None and waited < settings.n_iter_no_change:
+            self._warn(f"not converged after {settings.max_iter} epochs (max_iter), the loss is {losses[-1]:.4g}")
         return self._adopt(model, losses)
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> Self:
+        settings = self._settings()
         model, X, y, weights = self._prepare(X, y, sample_weight, begin=False, classes=classes)
-        return self._adopt(model, [model._epoch(X, y, weights, np.arange(len(X)))])
+        return self._adopt(model, [model._epoch(X, y, weights, np.arange(len(X)), settings)])
+
+    def _settings(self) -> _Settings:
+        numbers: dict[str, float | None] = {}
+        for name in ("learning_rate", "alpha", "tol"):
+            value = getattr(self, name)
+            if name == "tol" and value is None:
+                numbers[name] = None
+                continue
+            check_scalar(value, name, Real, min_val=0)
+            if not _is_finite(value):
+                raise ValueError(f"{name} must be finite{' or None' * (name == 'tol')}, got {value!r:.80}")
+            numbers[name] = float(value)
+        for name in ("batch_size", "max_iter", "n_iter_no_change"):
+            check_scalar(getattr(self, name), name, Integral, min_val=1)
+            numbers[name] = index(getattr(self, name))
+        for name in ("fit_intercept", "shuffle", "warm_start", "verbose"):
+            check_scalar(getattr(self, name), name, (bool, np.bool_, Integral))
+        return _Settings(**numbers)  # type: ignore[arg-type]
 
     def _prepare(
         self, X: Any, y: Any, sample_weight: Any, begin: bool, classes: Any = None
     ) -> tuple[Self, Array, Array, Array | None]:
         """A copy of the model to train, at zero if it begins, and the data as training wants them."""
-        for name, kind, least in (
-            ("learning_rate", Real, 0), ("alpha", Real, 0), ("batch_size", Integral, 1), ("max_iter", Integral, 1),
-            ("n_iter_no_change", Integral, 1),
-        ):  # fmt: skip
-            check_scalar(getattr(self, name), name, kind, min_val=least)
-        if self.tol is not None:
-            check_scalar(self.tol, "tol", Real, min_val=0)
-            if not np.isfinite(self.tol):
-                raise ValueError(f"tol must be finite or None, got {self.tol}")
-        for name in ("fit_intercept", "shuffle", "warm_start", "verbose"):
-            check_scalar(getattr(self, name), name, (bool, np.bool_, Integral))
         model = copy(self)
         begin = begin or not hasattr(self, "layer_")
         dtype = [np.float64, np.float32] if begin else self.layer_.dtype
+        _check_numbers("X", X)
+        self._check_y("y", y)
         X, y = validate_data(model, X, y, reset=begin, dtype=dtype, order="C", **self._y_options)
         y, out_features = model._targets(y, X.dtype, begin, classes)
         weights = None
         if sample_weight is not None:
+            _check_numbers("sample_weight", sample_weight)
             weights = check_array(sample_weight, ensure_2d=False, dtype=X.dtype, input_name="sample_weight")
             if weights.shape != y.shape[:1] or (weights < 0).any():
                 raise ValueError(
@@ -156,22 +187,22 @@ class _LinearModel(BaseEstimator):
             model.layer_ = Linear.from_weights(self.layer_.weight, self.layer_.bias)
         return model, X, y, weights
 
-    def _epoch(self, X: Array, y: Array, weights: Array | None, order: Array) -> float:
+    def _epoch(self, X: Array, y: Array, weights: Array | None, order: Array, settings: _Settings) -> float:
         """Step along the rows in this order, a batch at a time. The mean loss, each batch's before its step."""
         layer, total = self.layer_, 0.0
         with np.errstate(over="ignore", invalid="ignore"):
-            for start in range(0, len(X), self.batch_size):
-                rows = order[start : start + self.batch_size]
+            for start in range(0, len(X), settings.batch_size):
+                rows = order[start : start + settings.batch_size]
                 x = X.take(rows, axis=0)
                 losses, grad_output = self._loss(layer(x), y.take(rows, axis=0))
                 if weights is not None:
                     w = weights[rows, np.newaxis]
                     losses, grad_output = losses * w, grad_output * w
                 total += float(losses.sum())
-                if self.alpha:  # the gradient of alpha/2·|W|² is alpha·W, so its step is a factor
+                if settings.alpha:  # the gradient of alpha/2·|W|² is alpha·W, so its step is a factor
                     weight = layer.weight
-                    weight *= float(1 - self.learning_rate * self.alpha)
-                layer.backward_update(x, grad_output, self.learning_rate / len(rows), input_grad=False)
+                    weight *= 1 - settings.learning_rate * settings.alpha
+                layer.backward_update(x, grad_output, settings.learning_rate / len(rows), input_grad=False)
         if not all(np.isfinite(result).all() for result in (total, layer.weight, self.intercept_)):
             raise ValueError(
                 f"{type(self).__name__}: the loss or the weights are not finite any more; {_ADVICE} "
@@ -190,6 +221,7 @@ class _LinearModel(BaseEstimator):
     def _scores(self, X: Any) -> Array:
         """(n_samples, out_features)"""
         check_is_fitted(self)
+        _check_numbers("X", X)
         return self.layer_(validate_data(self, X, reset=False, dtype=self.layer_.dtype))
 
     @property
@@ -202,6 +234,52 @@ class _LinearModel(BaseEstimator):
         """The biases, (out_features,), zeros without ``fit_intercept``."""
         layer = self.layer_
         return np.zeros(layer.out_features, layer.dtype) if layer.bias is None else layer.bias
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return bool(np.isfinite(float(value)))
+    except OverflowError:
+        return False
+
+
+def _check_numbers(name: str, values: Any) -> None:
+    """Text that looks like numbers is no number, nor is a date: NumPy would convert both without a word."""
+    with suppress(Exception):  # what is no array at all is left to scikit-learn
+        values = np.asarray(values)
+    dtype = getattr(values, "dtype", None)
+    kind = getattr(dtype, "kind", "")
+    text = kind in ("S", "U", "m", "M")
+    if kind == "O":
+        text = any(isinstance(value, (str, bytes)) for value in values.flat)
+        if not text and any(isinstance(value, Integral) and not _is_finite(value) for value in values.flat):
+            raise ValueError(f"{name} has an integer too large for float64")
+    if text:
+        raise ValueError(f"{name} must be numbers, got text or dates (dtype {dtype}); convert it with astype(float)")
+
+
+def _check_labels(name: str, labels: Any) -> None:
+    """Of integers and floats in one list NumPy makes floats, and two labels may become one."""
+    if hasattr(labels, "dtype"):
+        return
+    try:
+        given, array = np.asarray(labels, object), np.asarray(labels)
+    except ValueError:  # what is no array at all is left to scikit-learn
+        return
+    if array.dtype.kind == "f":
+        for label, rounded in zip(given.ravel().tolist(), array.ravel().tolist(), strict=True):
+            if isinstance(label, Integral) and index(label) != rounded:
+                raise ValueError(f"{name} has the label {label}, which rounds to {rounded!r} beside floats")
+
+
+def _places(labels: Array, known: Array) -> Array:
+    """Where in known, which is sorted, each label is; -1 for one that is not there."""
+    if labels.dtype.kind == known.dtype.kind != "O":
+        places = np.searchsorted(known, labels).clip(max=len(known) - 1)
+        return np.where(known[places] == labels, places, -1)
+    # Python compares numbers of any two kinds exactly, where NumPy would round them to a common dtype first.
+    table = {label: place for place, label in enumerate(known.tolist())}
+    return np.array([table.get(label, -1) for label in labels.tolist()], np.intp)
 
 
 class LinearClassifier(ClassifierMixin, _LinearModel):
@@ -267,6 +345,7 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
     """
 
     _y_options: dict[str, bool] = {}  # noqa: RUF012
+    _check_y = staticmethod(_check_labels)
 
     def partial_fit(
         self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None, sample_weight: ArrayLike | None = None
@@ -317,21 +396,26 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
         if begin or classes is not None:
             if classes is None:
                 check_classification_targets(y)
-            classes = np.unique(y if classes is None else classes)
+            else:
+                _check_labels("classes", classes)
+            try:
+                classes = np.unique(y if classes is None else classes)
+            except TypeError as error:
+                raise TypeError(f"{'y' if classes is None else 'classes'} must be of one kind: {error}") from error
         if begin:
             if len(classes) < 2:
                 number = f"{len(classes)} class{'es' * (len(classes) != 1)}"
                 raise ValueError(f"{type(self).__name__} needs at least two classes, got {number}: {classes}")
             self.classes_: Array = classes
-        elif classes is not None and not np.array_equal(classes, self.classes_):
+        elif classes is not None and classes.tolist() != self.classes_.tolist():
             raise ValueError(f"classes must be those of the first call, {self.classes_}, got {classes}")
         known = self.classes_
         if (known != known).any():
             raise ValueError(f"classes must not have NaN, got {known}")
-        places = np.searchsorted(known, y).clip(max=len(known) - 1)
-        strange = known[places] != y
-        if strange.any():
-            raise ValueError(f"y has labels that are not in classes_, {known}: {np.unique(y[strange])}")
+        places = _places(y, known)
+        strange = list(dict.fromkeys(y[places < 0].tolist()))
+        if strange:
+            raise ValueError(f"y has labels that are not in classes_, {known}: {strange[:10]}")
         return places, 1 if len(known) == 2 else len(known)
 
     def _loss(self, scores: Array, y: Array) -> tuple[Array, Array]:
@@ -386,6 +470,7 @@ class LinearRegressor(RegressorMixin, _LinearModel):
     """
 
     _y_options: dict[str, bool] = {"multi_output": True, "y_numeric": True}  # noqa: RUF012
+    _check_y = staticmethod(_check_numbers)
 
     def __init__(
         self,

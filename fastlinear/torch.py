@@ -37,7 +37,6 @@ try:
     # What tells whether someone is watching; none of it is public.
     from torch._C import (
         _are_functorch_transforms_active,
-        _functorch,
         _get_tracing_state,
         _len_torch_dispatch_stack,
         _len_torch_function_stack,
@@ -50,41 +49,60 @@ except (ImportError, AttributeError) as error:
 
 
 class Linear(torch.nn.Linear):
-    """``torch.nn.Linear``, computed by fastlinear: same constructor, parameters, state_dict and gradients.
+    """``torch.nn.Linear``, computed by fastlinear: same constructor, parameters, state_dict, gradients and errors.
 
-    Input (..., in_features) and parameters must be on the CPU, of one dtype, float32 or float64; another dtype is a
-    TypeError, another device or a wrong shape a ValueError. The kernels read the parameters where PyTorch keeps them.
-    Results keep fastlinear's promises: a row's output does not depend on its batch or on the number of threads. That is
-    fastlinear's (``fastlinear.set_num_threads``) or, if that is less, PyTorch's.
+    Input (..., in_features) and parameters on the CPU, of one dtype, float32 or float64, are fastlinear's, forward and
+    backward; the kernels read the parameters where PyTorch keeps them. There, results keep fastlinear's promises: a
+    row's output does not depend on its batch or on the number of threads. That is fastlinear's
+    (``fastlinear.set_num_threads``) or, if that is less, PyTorch's.
 
-    Backward is fastlinear's, too. In what it does not know, PyTorch's own ``nn.Linear`` computes: second derivatives
-    (``create_graph=True``), forward-mode derivatives, ``torch.func`` (vmap, grad, ...), ``torch.compile``,
-    ``torch.jit.trace``, autocast, modes (``FlopCounterMode``, ``set_default_device``), subclasses of Tensor, and a
-    weight that is not contiguous.
+    Everything else PyTorch computes, as in ``nn.Linear``, or raises as there: other dtypes and devices; shapes that do
+    not fit; layers and batches of size 0; a weight that is not a contiguous matrix, a bias that is not one number for
+    each output; second derivatives (``create_graph=True``), forward-mode derivatives, ``torch.func`` (vmap, grad, ...),
+    ``torch.compile``, ``torch.jit.trace``, autocast, modes (``FlopCounterMode``, ``set_default_device``), subclasses
+    of Tensor.
     """
-
-    _bound: _Bound | None = None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # PyTorch's name
         """x Wᵀ + b for every row of the input (..., in_features); a new tensor (..., out_features)."""
-        try:
-            weight, bias = self._parameters["weight"], self._parameters["bias"]
-        except KeyError:  # computed from others (torch.nn.utils.parametrize, prune)
+        own = self.__dict__
+        parameters = own["_parameters"]
+        if (
+            type(self) is Linear
+            and "weight" in parameters
+            and "bias" in parameters
+            and "weight" not in own
+            and "bias" not in own
+        ):
+            # What nn.Module.__getattr__ would come to, without its price, which is a fifth of a small call.
+            weight, bias = parameters["weight"], parameters["bias"]
+        else:
             weight, bias = self.weight, self.bias
-        if type(input) not in _PLAIN or _watched():
+        if _watched():
             return functional.linear(input, weight, bias)
-        bound = self._bound
+        bound = own.get("_bound")
         if bound is None or not bound.is_on(weight, bias):
             # PyTorch may have moved the parameters: to(), load_state_dict(assign=True), share_memory_(), .data = ...
-            bound = _bind(weight, bias)
-            self.__dict__["_bound"] = bound
-            if bound is None:
-                return functional.linear(input, weight, bias)
-        if torch.is_grad_enabled() and (
+            bound = own["_bound"] = _bind(weight, bias)
+        x = _memory(input)
+        if bound is None or not _fits(x, bound.layer):
+            return functional.linear(input, weight, bias)
+
+        if not torch.is_grad_enabled() or not (
             input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
         ):
-            return FastLinear.apply(input, weight, bias, bound.layer)
-        return torch.from_numpy(bound.layer(_array("input", input, bound.weight.dtype)))
+            return torch.from_numpy(bound.layer(x))
+        # Autograd meets what it meets in nn.Linear: a matrix of rows and a view of the weight, saved in the order that
+        # addmm or mm has there. So a change before backward is an error where it is one there; a weight that has other
+        # memory by then is the old one; and a second forward (torch.utils.checkpoint) saves the same even if PyTorch
+        # computes it.
+        rows, batch = input, x.shape[:-1]
+        order = 1 if bias is not None and (x.ndim == 2 or input.is_contiguous()) else -1
+        if x.ndim != 2:
+            rows = input.reshape(-1, x.shape[-1])
+            x = _memory(rows)
+        y: Tensor = FastLinear.apply(rows, weight.t(), bias, bound.layer, x, batch, order)
+        return y
 
     def _apply(self, *arguments: Any, **options: Any) -> Any:
         """What to(), half(), share_memory() and their like do: the memory from before is not held any longer."""
@@ -92,14 +110,7 @@ class Linear(torch.nn.Linear):
         return super()._apply(*arguments, **options)
 
     def _get_name(self) -> str:
-        return "fastlinear.torch.Linear"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copy and pickle: the copy has parameters of its own."""
-        return {name: value for name, value in self.__dict__.items() if name != "_bound"}
-
-
-_PLAIN = torch.Tensor, torch.nn.Parameter
+        return "fastlinear.torch.Linear" if type(self) is Linear else super()._get_name()
 
 
 def _watched() -> bool:
@@ -115,118 +126,186 @@ def _watched() -> bool:
     )
 
 
-class _Bound(NamedTuple):
-    """A layer on the memory of a module's parameters."""
+# ---- from tensors to kernels: nothing reaches them but by these functions
 
-    layer: fastlinear.Linear
-    weight: Tensor
-    weight_address: int
-    bias: Tensor | None
-    bias_address: int
-
-    def is_on(self, weight: Tensor, bias: Tensor | None) -> bool:
-        """Whether that is these parameters' memory, still. A storage can get other memory (share_memory_), a parameter
-        another storage or another shape (.data = ...)."""
-        if weight.data_ptr() != self.weight_address or not weight.is_set_to(self.weight):
-            return False
-        if bias is None or self.bias is None:
-            return bias is self.bias
-        return bool(bias.data_ptr() == self.bias_address and bias.is_set_to(self.bias))
+_PLAIN = torch.Tensor, torch.nn.Parameter
+_DTYPES = np.dtype(np.float32), np.dtype(np.float64)
+_NO_MEMORY = np.empty((), object)
+"""Its dtype and shape fit nowhere."""
 
 
-def _bind(weight: Tensor, bias: Tensor | None) -> _Bound | None:
-    """None for parameters that PyTorch must handle itself: subclasses of Tensor, and what is not contiguous."""
-    if type(weight) not in _PLAIN or (bias is not None and type(bias) not in _PLAIN):
+def _memory(tensor: Any) -> Array:
+    """The memory of a tensor, or _NO_MEMORY where there is none that NumPy could look at: on another device, sparse,
+    nested, with the negative bit, wrapped by PyTorch or by a subclass, empty."""
+    if type(tensor) in _PLAIN:
+        try:
+            if tensor.data_ptr():
+                memory: Array = (tensor.detach() if tensor.requires_grad else tensor).numpy()
+                return memory
+        except (RuntimeError, TypeError, ValueError):
+            pass
+    return _NO_MEMORY
+
+
+def _fits(x: Array, layer: fastlinear.Linear) -> bool:
+    """Whether x is input for the layer, without a conversion."""
+    return bool(x.dtype == layer.dtype and x.ndim > 0 and x.shape[-1] == layer.in_features)
+
+
+def _layer(weight: Array, bias: Array | None) -> fastlinear.Linear | None:
+    """A layer on that memory, or None if it is not a layer's."""
+    if not (weight.ndim == 2 and weight.dtype in _DTYPES and weight.flags.carray):
         return None
-    weight, bias = weight.detach(), None if bias is None else bias.detach()
-    arrays = _array("weight", weight), None if bias is None else _array("bias", bias, weight.dtype)
-    if not all(array is None or array.flags.carray for array in arrays):
+    if bias is not None and not (bias.shape == weight.shape[:1] and bias.dtype == weight.dtype and bias.flags.carray):
         return None
-    return _Bound(_layer(*arrays), weight, weight.data_ptr(), bias, 0 if bias is None else bias.data_ptr())
-
-
-def _layer(weight: Array, bias: Array | None) -> fastlinear.Linear:
-    """A layer on that memory."""
     layer = fastlinear.Linear.__new__(fastlinear.Linear)
     layer._bind(weight, bias)
     return layer
 
 
-def _array(name: str, tensor: Tensor, dtype: torch.dtype | None = None) -> Array:
-    """The memory of a tensor, which must be dense, on the CPU and of this dtype."""
-    if tensor.dtype is not dtype:
-        if dtype is not None:
-            raise TypeError(f"{name} must be {dtype} like the weight, got {tensor.dtype}; convert it with .to({dtype})")
-        if tensor.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"{name} must be torch.float32 or torch.float64, got {tensor.dtype}; convert with .float()")
-    return _memory(name, tensor)
+class _Bound(NamedTuple):
+    """A layer on the memory of a module's parameters."""
+
+    layer: fastlinear.Linear
+    weight: _Place
+    bias: _Place | None
+
+    def is_on(self, weight: Any, bias: Any) -> bool:
+        """Whether that is these parameters' memory, still."""
+        if bias is None or self.bias is None:
+            return bias is self.bias and self.weight.is_of(weight)
+        return self.weight.is_of(weight) and self.bias.is_of(bias)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As None to copy and pickle: a copy has parameters of its own."""
+        return type(None), ()
 
 
-def _memory(name: str, tensor: Tensor) -> Array:
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    try:
-        memory: Array = tensor.numpy()
-    except (RuntimeError, TypeError) as error:
-        if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
-            raise ValueError(
-                f"{name} must be a dense tensor on the CPU, got {tensor.layout} on {tensor.device}; use .cpu(), "
-                ".to_dense()"
-            ) from error
-        memory = tensor.resolve_neg().numpy()
-    return memory
+class _Place(NamedTuple):
+    """Where the values of a tensor were."""
+
+    tensor: Tensor
+    view: Tensor
+    dtype: torch.dtype
+    address: int
+
+    def is_of(self, tensor: Any) -> bool:
+        """Whether that tensor's values are there. A storage can get other memory (share_memory_), a tensor another
+        storage, shape or dtype (.data = ...) and everything of another tensor (swap_tensors)."""
+        try:
+            return bool(
+                tensor is self.tensor
+                and tensor.data_ptr() == self.address
+                and type(tensor) in _PLAIN
+                and tensor.dtype is self.dtype
+                and tensor.is_set_to(self.view)
+            )
+        except RuntimeError:  # it has no memory now
+            return False
+
+
+def _bind(weight: Any, bias: Any) -> _Bound | None:
+    """None for parameters that PyTorch must handle itself."""
+    if type(weight) not in _PLAIN or (bias is not None and type(bias) not in _PLAIN):
+        return None
+    # All is taken from views, which stay what they are if another thread changes the parameters meanwhile.
+    view, bias_view = weight.detach(), None if bias is None else bias.detach()
+    layer = _layer(_memory(view), None if bias_view is None else _memory(bias_view))
+    if layer is None:
+        return None
+    return _Bound(layer, _place(weight, view), None if bias_view is None else _place(bias, bias_view))
+
+
+def _place(tensor: Tensor, view: Tensor) -> _Place:
+    return _Place(tensor, view, view.dtype, view.data_ptr())
 
 
 class FastLinear(torch.autograd.Function):
-    """The layer as a node of autograd."""
+    """The layer as a node of autograd, on a matrix of rows."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: fastlinear.Linear) -> Tensor:
-        y = torch.from_numpy(layer(_array("input", x, weight.dtype)))
-        for_x, for_weight, *_ = ctx.needs_input_grad
-        ctx.save_for_backward(x if for_weight else None, weight if for_x else None)
-        ctx.shape = weight.shape
-        return y
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        transposed: Tensor,
+        bias: Tensor | None,
+        layer: fastlinear.Linear,
+        x: Array,
+        batch: tuple[int, ...],
+        order: int,
+    ) -> Tensor:
+        """The output (*batch, out_features). transposed is the weight's transpose, x the memory of the rows, a matrix;
+        order is 1 if the rows are saved first, or -1."""
+        for_rows, for_weight, *_ = ctx.needs_input_grad
+        if for_rows or for_weight:
+            ctx.save_for_backward(*(rows if for_weight else None, transposed if for_rows else None)[::order])
+        ctx.set_materialize_grads(False)
+        ctx.shapes = x.shape, (layer.out_features, layer.in_features), (*batch, layer.out_features)
+        ctx.order = order
+        return torch.from_numpy(layer(x).reshape(ctx.shapes[-1]))
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        for_x, for_weight, for_bias, _ = ctx.needs_input_grad
-        out_features, in_features = ctx.shape
-        # With create_graph=True what is done here is differentiated in turn; is_grads_batched=True has many at once.
-        if (
-            torch.is_grad_enabled()
-            or type(grad_output) is not torch.Tensor
-            or _watched()
-            or _functorch.is_legacy_batchedtensor(grad_output)
-        ):
-            rows = grad_output.reshape(-1, out_features)
-            return (
-                grad_output @ weight if for_x else None,
-                rows.T @ x.reshape(-1, in_features) if for_weight else None,
-                rows.sum(0) if for_bias else None,
-                None,
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
+        for_rows, for_weight, for_bias, *_ = ctx.needs_input_grad
+        rows, transposed = ctx.saved_tensors[:: ctx.order] if for_rows or for_weight else (None, None)
+        if grad_output is None:
+            return (None,) * 7
+        gradients = None
+        # With create_graph=True what is done here is differentiated in turn.
+        if not torch.is_grad_enabled() and not _watched():
+            gradients = _gradients(grad_output, rows, transposed, for_bias, *ctx.shapes)
+        if gradients is None:
+            g = grad_output.reshape(-1, grad_output.shape[-1])
+            gradients = (
+                None if transposed is None else g @ transposed.T,
+                None if rows is None else rows.T @ g,
+                g.sum(0) if for_bias else None,
             )
+        return *gradients, None, None, None, None
 
-        gradient = _memory("grad_output", grad_output)
-        # A layer for this once, whose gradients become PyTorch's. Backward reads no bias, nor here more of the weight
-        # than it was saved for.
-        memory = (
-            np.require(_memory("weight", weight), None, ["C", "A", "W"])
-            if for_x
-            else np.empty(ctx.shape, gradient.dtype)
-        )
-        layer = _layer(memory, np.empty(out_features, memory.dtype) if for_bias else None)
-        grad_x = grad_weight = grad_bias = None
-        if for_weight:
-            grad_x = layer.backward(_memory("input", x), gradient, input_grad=for_x)
-            grad_weight, grad_bias = layer.grad_weight, layer.grad_bias
-        else:
-            if for_x:
-                grad_x = layer.backward_input(gradient)
-            if for_bias:
-                grad_bias = gradient.reshape(-1, out_features).sum(0)
-        return *(None if g is None else torch.from_numpy(g) for g in (grad_x, grad_weight, grad_bias)), None
+
+def _gradients(
+    grad_output: Tensor,
+    rows: Tensor | None,
+    transposed: Tensor | None,
+    for_bias: bool,
+    rows_shape: tuple[int, int],
+    weight_shape: tuple[int, int],
+    output_shape: tuple[int, ...],
+) -> tuple[Tensor | None, ...] | None:
+    """The gradients of the rows (if the weight was saved), the weight's transpose (if the rows were) and the bias, by
+    fastlinear; None for what PyTorch must handle. The shapes are forward's: hooks can change what was saved."""
+    gradient = _memory(grad_output)
+    if gradient.shape != output_shape:
+        return None
+    (count, _), (out_features, _), dtype = rows_shape, weight_shape, gradient.dtype
+    gradient = gradient.reshape(count, out_features)
+    x = None if rows is None else _memory(rows)
+    if x is not None and not (x.shape == rows_shape and x.dtype == dtype):
+        return None
+    # A layer for this once, whose gradients become PyTorch's. It reads no bias, nor here a weight that was not saved.
+    weight = np.empty(weight_shape, dtype) if transposed is None else _memory(transposed).T
+    bias = np.empty(out_features, dtype) if for_bias else None
+    layer = _layer(weight, bias)
+    if layer is None or weight.shape != weight_shape or weight.dtype != dtype:
+        return None
+    if x is not None:
+        grad_x = layer.backward(x, gradient, input_grad=transposed is not None)
+        return _tensors(grad_x, layer.grad_weight.T, layer.grad_bias)
+    grad_x = None if transposed is None else layer.backward_input(gradient)
+    # A layer of no features makes the bias's gradient alone, to the bit what it is beside the weight's.
+    alone = _layer(np.empty((out_features, 0), dtype), bias) if for_bias else None
+    if alone is None:
+        return _tensors(grad_x, None, None)
+    alone.backward_params(np.empty((count, 0), dtype), gradient)
+    return _tensors(grad_x, None, alone.grad_bias)
+
+
+def _tensors(*arrays: Array | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if array is None else torch.from_numpy(array) for array in arrays)
+
+
+# ---- weights alone
 
 
 def parameters_of(module: torch.nn.Linear) -> tuple[Array, Array | None]:
@@ -238,6 +317,21 @@ def parameters_of(module: torch.nn.Linear) -> tuple[Array, Array | None]:
     weight = _array("from_torch: weight", module.weight)
     bias = module.bias
     return weight, None if bias is None else _array("from_torch: bias", bias, module.weight.dtype)
+
+
+def _array(name: str, tensor: Tensor, dtype: torch.dtype | None = None) -> Array:
+    """The memory of a tensor, which must be dense, on the CPU and of this dtype, or of one of the layer's."""
+    if dtype is None and tensor.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} must be torch.float32 or torch.float64, got {tensor.dtype}; convert with .float()")
+    if dtype is not None and tensor.dtype is not dtype:
+        raise TypeError(f"{name} must be {dtype} like the weight, got {tensor.dtype}; convert it with .to({dtype})")
+    try:
+        memory: Array = tensor.detach().numpy()
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{name} must be a dense tensor on the CPU, got {tensor.layout} on {tensor.device}; use .cpu(), .to_dense()"
+        ) from error
+    return memory
 
 
 def module_of(weight: Array, bias: Array | None) -> torch.nn.Linear:

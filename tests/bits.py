@@ -14,7 +14,7 @@ import numpy as np
 import fastlinear
 from fastlinear import _dispatch
 
-from .helpers import DTYPES, Problem, run
+from .helpers import COMPILED, DTYPES, Problem, run
 
 RECORD = Path(__file__).with_name("bits.txt")
 
@@ -67,6 +67,10 @@ def is_fused(kernels):
     a, c = np.array([[1 + e]], np.float32), np.array([[-1 - 2 * e]], np.float32)
     kernels.grad_weight(a, a, 1.0, c)
     return c.item() != 0
+
+
+FUSED = [name for name in COMPILED if is_fused(_dispatch.load(name))]
+"""The instruction sets of this machine that give the same bits as each other."""
 
 
 def digests(kernels):

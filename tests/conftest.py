@@ -1,4 +1,13 @@
-"""What every module shares: each test that asks for `isa` runs on every instruction set of this machine."""
+"""What every module shares: each test that asks for `kernels` runs on every instruction set of this machine.
+
+A test that asks for a layer's `isa` is about what comes before a kernel, so each run takes the instruction set in use
+and the reference, and only -m sweep takes the others.
+"""
+
+import os
+
+# Threads that have nothing to do sleep. Eight that spin on two cores take thrice the time of what they wait for.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read by the OpenMP runtime when fastlinear is imported
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -40,6 +49,13 @@ def dtype(request):
     return request.param
 
 
+IN_USE = fastlinear.isa if fastlinear.isa in COMPILED else COMPILED[0]
+
+
+def _in_use_first(names):
+    return [pytest.param(n, marks=() if n in (IN_USE, _dispatch.REFERENCE) else pytest.mark.sweep) for n in names]
+
+
 def _use(name):
     before = fastlinear.isa
     fastlinear.isa = name
@@ -49,28 +65,28 @@ def _use(name):
     _dispatch.use(before)
 
 
-@pytest.fixture(params=ISAS)
+@pytest.fixture(params=_in_use_first(ISAS))
 def isa(request):
-    """Every layer of the test runs on this instruction set, or on the reference."""
+    """Every layer of the test runs on this instruction set, or on the reference; on the rest of them with -m sweep."""
     yield from _use(request.param)
 
 
-@pytest.fixture(params=COMPILED)
+@pytest.fixture(params=_in_use_first(COMPILED))
 def compiled_isa(request):
     """As isa, without the reference, which does not keep the contract on bits."""
     yield from _use(request.param)
 
 
-@pytest.fixture
-def kernels(isa):
-    """The module with the kernels of that instruction set."""
-    return _dispatch.load(isa)
+@pytest.fixture(params=ISAS)
+def kernels(request):
+    """The module with the kernels of every instruction set, and the reference as one of them."""
+    return _dispatch.load(request.param)
 
 
-@pytest.fixture
-def compiled(compiled_isa):
-    """The module with the compiled kernels of that instruction set."""
-    return _dispatch.load(compiled_isa)
+@pytest.fixture(params=COMPILED)
+def compiled(request):
+    """As kernels, without the reference."""
+    return _dispatch.load(request.param)
 
 
 @pytest.fixture

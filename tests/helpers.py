@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 
 import fastlinear
 from fastlinear import _dispatch, reference
@@ -18,6 +20,14 @@ COMPILED = [name for name in ISAS if name != _dispatch.REFERENCE]
 DTYPES = [np.float32, np.float64]
 LIMIT = 4
 """|got - exact| may be this many eps · Σ|a||b| on zero-mean data."""
+
+
+def sampled(cases, every=1, most=math.inf, products=math.prod):
+    """Sizes to parametrise by: each run takes every so many of those with at most so many products, -m sweep all."""
+    return [
+        pytest.param(case, marks=() if n % every == 0 and products(case) <= most else pytest.mark.sweep)
+        for n, case in enumerate(cases)
+    ]
 
 
 class Problem(NamedTuple):

@@ -12,6 +12,7 @@ import pytest
 from fastlinear import reference
 
 from .helpers import (
+    DTYPES,
     LIMIT,
     Problem,
     assert_same_bits,
@@ -21,20 +22,19 @@ from .helpers import (
     magnitudes,
     placed,
     run,
-    wider,
 )
 
 SIZES = [(0, 1, 2, 3, 5, 9), (0, 1, 7, 8, 9, 16, 31, 33, 64)]
 FACTORS = [0.0, 1.0, 0.7]
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_residuals(kernels, dtype, sizes):
-    """Every operation in all sizes of the lists: the residual is at most 4, and neither the inputs nor the memory
-    around any array was written to. Their matrices are uniform in ±0.5."""
+@pytest.fixture(scope="module", params=list(product(SIZES, DTYPES)), ids=lambda p: f"{p[0]}-{p[1].__name__}")
+def judged(request):
+    """Problems of all sizes of a list, with their factors, exact results and gauges. Matrices are uniform in ±0.5."""
+    sizes, dtype = request.param
     rng = np.random.default_rng(0)
     whole = {name: rng.random((2, max(sizes), max(sizes)), dtype) - dtype(0.5) for name in ("x", "g", "w")}
-    worst = 0.0
+    problems = []
     for case, (batch, in_features, out_features) in enumerate(product(sizes, repeat=3)):
         problem = Problem(
             whole["x"][0, :batch, :in_features],
@@ -43,18 +43,26 @@ def test_residuals(kernels, dtype, sizes):
             whole["w"][1, 0, :out_features],
         )
         factor = FACTORS[case % 3]
+        problems.append((problem, factor, exact(problem, factor, factor), magnitudes(problem, factor, factor)))
+    return problems
+
+
+def test_residuals(judged, kernels):
+    """Every operation in all sizes of the lists: the residual is at most 4, and neither the inputs nor the memory
+    around any array was written to."""
+    worst = 0.0
+    for problem, factor, expected, gauge in judged:
         inputs = problem.map(placed)
         got = run(kernels, inputs, scale=factor, lr=factor)
-        expected, gauge = exact(problem, factor, factor), magnitudes(problem, factor, factor)
         for array, original in zip(inputs, problem, strict=True):
             assert_same_bits(array, np.ascontiguousarray(original))
             assert_untouched_around(array, "an input")
         for name, value in got.items():
-            what = f"{name} of {batch}x{in_features}x{out_features} times {factor}"
+            what = f"{name} of x {problem.x.shape}, weight {problem.weight.shape}, times {factor}"
             assert_untouched_around(value, what)
-            error = np.abs(value.astype(wider(dtype)) - expected[name])
+            error = np.abs(value.astype(expected[name].dtype) - expected[name])
             assert not np.any(error[gauge[name] == 0]), what
-            residual = error[gauge[name] > 0] / (np.finfo(dtype).eps * gauge[name][gauge[name] > 0])
+            residual = error[gauge[name] > 0] / (np.finfo(value.dtype).eps * gauge[name][gauge[name] > 0])
             assert np.all(residual <= LIMIT), what
             worst = max(worst, *residual.ravel(), 0)
     assert worst > 0

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are 
 @pytest.fixture
 def example(tmp_path):
     """Runs an example with the fastlinear under test, in a folder of its own."""
-    for package in ("sklearn", "matplotlib", "tqdm", "safetensors"):
+    for package in ("sklearn", "matplotlib", "tqdm"):
         pytest.importorskip(package)
 
     def run(name, *options, launcher=()):

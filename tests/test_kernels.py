@@ -3,6 +3,7 @@
 import csv
 import ctypes
 import inspect
+import math
 import platform
 import sys
 from itertools import product
@@ -25,6 +26,7 @@ from .helpers import (
     normal,
     placed,
     run,
+    sampled,
     wider,
 )
 
@@ -32,6 +34,8 @@ MOST = 40
 TILE_EDGES = product(range(14), (0, 1, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33), range(18))
 SAMPLE = [(b, i, o) for b, i, o in product(range(MOST + 1), repeat=3) if (b + 3 * i + 9 * o) % 13 == 0]
 SMALL = sorted({*TILE_EDGES, *SAMPLE})
+FIFTH = 5
+"""Of so many sizes each run takes one. 5 divides the length of no list below, so each value on them comes with some."""
 
 # Both sides of every edge: the width of an axpy tile (2 to 8 vectors of 16 to 64 bytes), a block of k (1024 float32,
 # 512 float64), of rows of W (384), of the batch (256), of columns (2048; 4096 for a vector), the batch from which W or
@@ -117,11 +121,12 @@ def prefix_sums(p, scale=0.5, lr=0.25):
 
 
 @pytest.mark.parametrize(("scale", "lr"), [(0.5, 0.25), (1, -1)], ids=["scaled", "scale 1"])
-def test_every_small_size(kernels, dtype, scale, lr):
+@pytest.mark.parametrize("every", [FIFTH, pytest.param(1, marks=pytest.mark.sweep)], ids=["some", "all"])
+def test_every_small_size(kernels, dtype, scale, lr, every):
     """Sizes 0 to 40 in batch, in and out: equal to exact sums, all of an output written, nothing beside it touched."""
     whole = integers(MOST, MOST, MOST, dtype)
     expected = prefix_sums(whole, scale, lr)
-    for b, i, o in SMALL:
+    for b, i, o in SMALL[::every]:
         part = whole.x[:b, :i], whole.grad_output[:b, :o], whole.weight[:o, :i], whole.bias[:o]
         got = run(kernels, Problem(*map(placed, part)), scale, lr)
         for name, value in expected(b, i, o).items():
@@ -130,7 +135,7 @@ def test_every_small_size(kernels, dtype, scale, lr):
             assert_untouched_around(got[name], what)
 
 
-@pytest.mark.parametrize("sizes", BLOCKS, ids=lambda sizes: "x".join(map(str, sizes)))
+@pytest.mark.parametrize("sizes", sampled(BLOCKS, FIFTH, 2**22), ids=lambda sizes: "x".join(map(str, sizes)))
 def test_block_edges_exactly(kernels, dtype, sizes):
     """On both sides of every block's edge, integer data gives equal results."""
     problem = integers(*sizes, dtype)
@@ -141,11 +146,23 @@ def test_block_edges_exactly(kernels, dtype, sizes):
             assert_untouched_around(value, name)
 
 
-@pytest.mark.parametrize("sizes", [*BLOCKS[::4], (40, 40, 40), (33, 17, 5), (1, 1, 1)], ids=str)
-def test_error_bound(kernels, dtype, sizes):
+JUDGED = [(*sizes, dtype) for sizes in [(40, 40, 40), (33, 17, 5), (1, 1, 1), *BLOCKS[::4]] for dtype in DTYPES]
+
+
+@pytest.fixture(
+    scope="module",
+    params=sampled(JUDGED, most=2**20, products=lambda case: math.prod(case[:3])),
+    ids=lambda case: f"{'x'.join(map(str, case[:3]))}-{case[3].__name__}",
+)
+def judged(request):
+    """Zero-mean data, the exact results of all kernels, and their Σ|a||b|, worked out once for all kernels."""
+    problem = normal(*request.param)
+    return problem, exact(problem, scale=0.7, lr=0.3), magnitudes(problem, scale=0.7, lr=0.3)
+
+
+def test_error_bound(judged, kernels):
     """Zero-mean data stays within 4 eps Σ|a||b| of the reference in a wider dtype."""
-    problem = normal(*sizes, dtype)
-    expected, terms = exact(problem, scale=0.7, lr=0.3), magnitudes(problem, scale=0.7, lr=0.3)
+    problem, expected, terms = judged
     for name, value in run(kernels, problem, scale=0.7, lr=0.3).items():
         assert_close(value, expected[name], terms[name], name)
 
@@ -156,7 +173,11 @@ def real_shapes():
     return sorted(rows)
 
 
-@pytest.fixture(scope="module", params=list(product(real_shapes(), DTYPES)), ids=lambda p: f"{p[0]}-{p[1].__name__}")
+@pytest.fixture(
+    scope="module",
+    params=sampled(list(product(real_shapes(), DTYPES)), most=2**25, products=lambda case: math.prod(case[0])),
+    ids=lambda p: f"{p[0]}-{p[1].__name__}",
+)
 def real_layer(request):
     """Integer data in ±32 for a real layer, its exact output and gradients."""
     sizes, dtype = request.param

@@ -279,6 +279,9 @@ def test_step(dtype):
     assert_ran(in_child(run_step, dtype.__name__))
 
 
+@pytest.mark.parametrize(
+    "dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.sweep)], ids=["float32", "float64"]
+)
 def test_layer_of_large_weight(dtype):
     """forward and backward_input on two threads, and backward_update on one."""
     assert_ran(in_child(run_layer_of_large_weight, dtype.__name__))

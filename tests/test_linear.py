@@ -412,6 +412,52 @@ def test_subclass_survives_pickle_and_copies():
     assert pickle.loads(pickle.dumps(layer)).note == "mine"
 
 
+class Slotted(Linear):
+    """A layer with an attribute in a slot, one in a private slot, and one slot that stays empty."""
+
+    __slots__ = ("__hidden", "empty", "note")
+
+    def hide(self, value):
+        self.__hidden = value
+        return self
+
+    def hidden(self):
+        return self.__hidden
+
+
+class SlottedToo(Slotted):
+    """The same with a __dict__ beside them."""
+
+
+@pytest.mark.parametrize("cls", [Slotted, SlottedToo])
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))])
+def test_slots_survive_pickle_and_copies(cls, again):
+    layer = cls(5, 4, rng=0).hide("inside")
+    layer.note = ["mine"]
+    if cls is SlottedToo:
+        layer.more = 1
+    other = again(layer)
+    assert (other.note, other.hidden(), getattr(other, "more", None)) == (
+        ["mine"],
+        "inside",
+        getattr(layer, "more", None),
+    )
+    assert not hasattr(other, "empty")
+    assert np.array_equal(other.weight, layer.weight)
+
+
+def test_a_state_that_fails_leaves_no_memory():
+    """A state with attributes, for a class that has no place for them: the error comes before the memory."""
+    layer = Linear.__new__(Linear)
+    for attributes in ({"note": 1}, (None, {"note": 1})):
+        with pytest.raises(AttributeError):
+            layer.__setstate__((Linear(5, 4)._memory(), attributes))
+        with pytest.raises(RuntimeError, match="no parameters yet"):
+            layer.weight  # noqa: B018
+    layer.__setstate__((Linear(5, 4)._memory(), None))
+    assert layer.weight.shape == (4, 5)
+
+
 def test_weak_references():
     import weakref
 

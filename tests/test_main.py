@@ -70,7 +70,7 @@ def test_without_threadpoolctl():
 
 def test_any_terminal():
     """Where the encoding has no Σ or µ, as on a pipe in Windows, they are replaced."""
-    code = "from fastlinear import __main__ as main; main.any_terminal(); main.print_check(*main.check())"
+    code = "from fastlinear import __main__ as main; main.any_terminal(); main.print_check({}, [])"
     run = python(code, PYTHONIOENCODING="ascii")
     assert run.returncode == 0, run.stderr
     assert "units of eps" in run.stdout

@@ -59,7 +59,7 @@ def peak(call, arguments, times):
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("name", [name for name in CALLS if name != "zero_grad"])
+@pytest.mark.parametrize("name", CALLS)
 def test_no_allocation(compiled_isa, arguments, name):
     """With its outputs given, a call takes not one byte more than a function that does nothing."""
     assert peak(CALLS[name], arguments, 100) <= peak(lambda *arguments: None, arguments, 100)
@@ -204,7 +204,7 @@ def test_every_entry_point_many_times(name, times):
             return
         assert not error
 
-    growth(attempt, 6000)  # Python keeps up to 2,000 freed tuples of each size
+    growth(attempt, 1000)  # three times: Python keeps up to 2,000 freed tuples of each size
     before = resident()
     with same_reference_counts(*arguments, layer.dtype, layer.weight):
         assert growth(attempt, times) < 20 + times // 1000

@@ -2,6 +2,8 @@
 
 import doctest
 import pickle
+import warnings
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,17 @@ def problem(kind, dtype=np.float64):
         return LinearClassifier, x, names[(x[:, : len(names)] + noise).argmax(axis=1)]
     targets = x @ rng.standard_normal((FEATURES, 3)) + rng.standard_normal((ROWS, 3)) + 1
     return LinearRegressor, x, targets[:, 0] if kind == "one target" else targets
+
+
+DIGITS = {
+    "text": lambda a: a.astype(int).astype(str),
+    "bytes": lambda a: a.astype(int).astype("S"),
+    "objects": lambda a: a.astype(int).astype(str).astype(object),
+    "one object": lambda a: np.where(np.arange(a.size).reshape(a.shape) == 3, "1", a.astype(object)),
+    "lists": lambda a: a.astype(int).astype(str).tolist(),
+    "dates": lambda a: a.astype("M8[s]"),
+    "durations": lambda a: a.astype("m8[s]"),
+}
 
 
 def learn(model, x, y, **options):
@@ -256,8 +269,8 @@ def test_too_few_epochs():
 
 def test_a_rising_loss():
     make, x, y = problem("one target")
-    with pytest.warns(ConvergenceWarning, match=r"the loss rose from .*StandardScaler.* lower learning_rate.* 1\.5"):
-        make(learning_rate=1.5).fit(x, y)
+    with pytest.warns(ConvergenceWarning, match=r"the loss rose from .*StandardScaler.* lower learning_rate.* 2\.5"):
+        make(learning_rate=2.5, random_state=0).fit(x, y)
 
 
 def test_progress_shows_the_loss(capsys):
@@ -286,7 +299,19 @@ BAD = {
     "empty": (ValueError, "0 sample", lambda x, y: (x[:0], y[:0])),
     "no features": (ValueError, "0 feature", lambda x, y: (x[:, :0], y)),
     "lengths": (ValueError, "inconsistent numbers of samples", lambda x, y: (x, y[1:])),
-    "text": (ValueError, "could not convert", lambda x, y: (x.astype(str).astype(object) + "?", y)),
+    "text": (ValueError, "X must be numbers", lambda x, y: (x.astype(str).astype(object) + "?", y)),
+    "too large": (ValueError, "X has an integer too large", lambda x, y: (x.astype(int).astype(object) + 10**400, y)),
+    "weights of text": (ValueError, "sample_weight must be numbers", lambda x, y: (x, y, ["1"] * ROWS)),
+    "weights of NaN": (
+        ValueError,
+        "sample_weight contains NaN",
+        lambda x, y: (x, y, spoilt(np.ones((1, ROWS)), np.nan)[0]),
+    ),
+    "weights without end": (
+        ValueError,
+        "sample_weight contains infinity",
+        lambda x, y: (x, y, spoilt(np.ones((1, ROWS)), np.inf)[0]),
+    ),
     "weights' shape": (ValueError, r"sample_weight must have shape \(75,\)", lambda x, y: (x, y, np.ones(3))),
     "weights' sign": (ValueError, "no negative value", lambda x, y: (x, y, np.linspace(-1, 1, ROWS))),
 }
@@ -299,10 +324,16 @@ BAD_PARAMETERS = [
     {"learning_rate": -1},
     {"learning_rate": np.nan},
     {"learning_rate": 1e300},
+    {"learning_rate": 10**400},
+    {"learning_rate": np.inf},
     {"batch_size": 0},
     {"max_iter": 1.5},
     {"alpha": -1},
+    {"alpha": np.nan},
+    {"alpha": np.longdouble("1e4000")},
     {"tol": "small"},
+    {"tol": 10**400},
+    {"tol": np.inf},
     {"n_iter_no_change": 0},
 ]
 
@@ -382,6 +413,51 @@ def test_an_interruption_changes_nothing(monkeypatch):
     assert joblib.hash(model) == before
 
 
+@pytest.mark.parametrize("name", DIGITS)
+@pytest.mark.parametrize("kind", ["four classes", "one target"])
+def test_digits_in_text_are_no_numbers(kind, name):
+    """Nor are dates: a column of codes or of days is no feature, and no target. Learning and predicting agree."""
+    make, x, y = problem(kind)
+    model = make(random_state=0).fit(x, y)
+    text = DIGITS[name](x)
+    for use in (model.fit, lambda text, y: learn(model, text, y), lambda text, y: model.predict(text)):
+        with pytest.raises(ValueError, match="X must be numbers"):
+            use(text, y)
+    if kind == "one target":
+        for use in (model.fit, model.partial_fit):
+            with pytest.raises(ValueError, match="y must be numbers"):
+                use(x, DIGITS[name](y))
+
+
+INTEGERS = {"batch_size": 120, "max_iter": 3, "n_iter_no_change": 100, "random_state": 3}
+NUMBERS = {"learning_rate": 0.125, "alpha": 0.0625, "tol": 0.375}
+WIDTHS = dict.fromkeys((np.int8, np.uint8, np.int16), INTEGERS)
+WIDTHS |= dict.fromkeys((np.float16, np.float32, np.longdouble, Fraction), NUMBERS)
+
+
+@pytest.mark.parametrize("kind", ["four classes", "one target"])
+@pytest.mark.parametrize("narrow", WIDTHS)
+def test_numbers_of_any_width(kind, narrow):
+    """Each parameter is what it says; sums and products of them are not of its width."""
+    make, x, y = problem(kind)
+    x, y = x.repeat(4, axis=0), y.repeat(4)
+    given = {name: narrow(value) for name, value in WIDTHS[narrow].items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        expected = make(**INTEGERS | NUMBERS).fit(x, y)
+        got = make(**INTEGERS | NUMBERS | given).fit(x, y)
+    assert_same_model(got, expected)
+    assert got.loss_curve_ == expected.loss_curve_
+    assert all(got.get_params()[name] is value for name, value in given.items())
+
+
+def test_products_of_narrow_parameters():
+    """2 · 100 is not an int8."""
+    make, x, y = problem("one target")
+    got, expected = (learn(make(learning_rate=k(2), alpha=k(100)), x[:40], y[:40]) for k in (np.int8, float))
+    assert_same_model(got, expected)
+
+
 def test_divergence_says_what_to_do():
     make, x, y = problem("one target")
     with pytest.raises(ValueError, match=r"not finite.*StandardScaler.*lower learning_rate, which is 1e\+50"):
@@ -423,6 +499,87 @@ def test_classes():
         model.partial_fit(x, np.arange(ROWS))
     with pytest.raises(NotFittedError):
         make().predict(x)
+
+
+NEAR = [2**53, 2**53 + 1, 2**53 + 2]
+
+
+@pytest.mark.parametrize("of_y", [np.int64, np.uint64, np.float64, np.float32, list, tuple])
+@pytest.mark.parametrize("of_classes", [np.int64, np.uint64, np.float64, list])
+def test_labels_that_floats_do_not_tell_apart(of_y, of_classes):
+    """An integer and a float are the same label if they are the same number, not if they are after rounding."""
+
+    def labels(kind, values):
+        return kind(values) if kind in (list, tuple) else np.array(values, kind)
+
+    x = np.eye(3)
+    exact = 2 if np.float64 in (of_classes, of_y) or of_y is np.float32 else 1
+    classes = [2**53, 2**53 + 2] if of_classes is np.float64 else NEAR
+    model = LinearClassifier().partial_fit(x[:1], labels(of_y, [2**53]), classes=labels(of_classes, classes))
+    before = model.layer_.bias.copy()
+    place = classes.index(2**53 + exact) if of_y is not np.float32 else 0
+    model.partial_fit(x[:1], labels(of_y, [classes[place]]))
+    step = model.layer_.bias - before
+    assert (step.argmax() if len(step) > 1 else int(step[0] > 0)) == place
+    if of_classes is np.float64 and of_y in (np.int64, np.uint64, list, tuple):
+        with pytest.raises(ValueError, match=r"not in classes_, .*: \[9007199254740993\]"):
+            model.partial_fit(x[:1], labels(of_y, [2**53 + 1]))
+    model.partial_fit(x[:1], labels(of_y, [2**53]), classes=labels(of_classes, classes))
+
+
+def test_other_classes_that_round_to_the_same():
+    x = np.eye(3)
+    model = LinearClassifier().partial_fit(x, NEAR, classes=NEAR)
+    with pytest.raises(ValueError, match="classes must be those of the first call"):
+        model.partial_fit(x, NEAR, classes=np.array([2**53, 2**53, 2**53 + 2], np.float64))
+    with pytest.raises(ValueError, match="classes must be those of the first call"):
+        model.partial_fit(x, NEAR, classes=[2**53, 2**53 + 1, 2**53 + 4])
+    model.partial_fit(x, NEAR, classes=np.array(NEAR, np.uint64))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_labels_at_the_ends_of_the_integers(dtype):
+    """They come back as they were, and -1 is not 2^64 - 1."""
+    ends = np.array([np.iinfo(dtype).min, np.iinfo(dtype).max - 1, np.iinfo(dtype).max], dtype)
+    model = LinearClassifier(random_state=0).fit(np.eye(3), ends)
+    assert_same_bits(model.classes_, ends)
+    assert_same_bits(model.predict(np.eye(3)), ends)
+    other = np.array([-1], np.int64) if dtype == np.uint64 else np.array([2**64 - 1], np.uint64)
+    with pytest.raises(ValueError, match="not in classes_"):
+        model.partial_fit(np.eye(3)[:1], other)
+    with pytest.raises(ValueError, match="not in classes_"):
+        model.partial_fit(np.eye(3)[:1], [float(np.iinfo(dtype).max)])
+
+
+@pytest.mark.parametrize("labels", [[2**53, 2**53 + 1, 0.0], [-1, 2**64 - 1, 2**64 - 2]], ids=str)
+def test_lists_that_numpy_would_round(labels):
+    """A list of integers and floats becomes an array of floats. Labels that would change by that are refused."""
+    with pytest.raises(ValueError, match=r"y has the label .* rounds to"):
+        LinearClassifier().fit(np.eye(3), labels)
+    with pytest.raises(ValueError, match=r"classes has the label .* rounds to"):
+        LinearClassifier().partial_fit(np.eye(3), [0, 0, 0], classes=labels)
+    assert LinearClassifier(random_state=0).fit(np.eye(3), [1, 2.0, 3]).classes_.tolist() == [1, 2, 3]
+
+
+def test_labels_of_other_types():
+    """What is equal in Python is the same label: text in any kind of array, a truth and its integer; text and number
+    are not."""
+    x = np.eye(2)
+    for classes, y in (
+        (np.array(["a", "bc"], object), np.array(["bc", "a"])),
+        (np.array(["a", "bc"]), np.array(["bc", "a"], object)),
+        ([0, 1], np.array([True, False])),
+        (np.array([False, True]), [1, 0]),
+        (np.array([0.0, 1.0], np.float32), [1, 0]),
+    ):
+        model = LinearClassifier(alpha=0).partial_fit(x, y, classes=classes)
+        assert model.layer_.weight[0, 0] > 0 > model.layer_.weight[0, 1]
+    for classes, y in ((["0", "1"], [0, 1]), ([0, 1], ["0", "1"]), ([0, 1], np.array(["0", 1], object))):
+        with pytest.raises(ValueError, match="not in classes_"):
+            LinearClassifier().partial_fit(x, y, classes=classes)
+    for classes in (np.array(["0", 1], object), np.array([None, 1], object)):
+        with pytest.raises(TypeError, match="classes must be of one kind"):
+            LinearClassifier().partial_fit(x, [1, 1], classes=classes)
 
 
 @pytest.mark.parametrize("missing", ["sklearn", "tqdm"])
