@@ -22,6 +22,11 @@ static inline int omp_get_max_threads(void) { return 1; }
 #define COMPILER "unknown"
 #endif
 
+/* What setup.py told the compiler. */
+#if !defined(FASTLINEAR_FLAGS)
+#define FASTLINEAR_FLAGS "unknown"
+#endif
+
 /* Where a kernel keeps its copies and sums, 192 KiB at most: on the stack. But musl gives OpenMP's threads 128 KiB in all,
    so there each thread has them apart. That would do anywhere, but costs a forward of 5x4 3 to 5 of its 105 ns (AVX-512;
    why was not found). -DFASTLINEAR_SMALL_STACKS asks for it elsewhere. */

@@ -2,7 +2,8 @@
 
 In each round eight threads meet at a new layer and do, in an order of their own,
     without a lock    all that only reads the layer's parameters, and the first use of its gradients;
-    under a lock      all that accumulates into its gradients, while the others go on reading the parameters;
+    under a lock      all that accumulates into its gradients, or copies them, while the others go on reading the
+                      parameters;
     under that lock   all that writes its parameters, after the readers have ended;
 and without a lock everything on a layer of their own, and the settings of the process. docs/reliability.md says the
 same in a table. Each result that does not depend on the others' turns is compared with that of a layer used alone.
@@ -33,9 +34,8 @@ SIZES = [(5, 4, 1), (64, 64, 3), (70, 300, 8)]
 def inputs(sizes: tuple[int, int, int], dtype: type) -> tuple[np.ndarray, np.ndarray]:
     in_features, out_features, batch = sizes
     rng = np.random.default_rng(0)
-    return rng.standard_normal((batch, in_features)).astype(dtype), rng.standard_normal((batch, out_features)).astype(
-        dtype
-    )
+    x, grad_output = rng.standard_normal((batch, in_features)), rng.standard_normal((batch, out_features))
+    return x.astype(dtype), grad_output.astype(dtype)
 
 
 def reading(layer: Linear, x: np.ndarray, grad_output: np.ndarray) -> dict[str, Callable[[], object]]:
@@ -50,16 +50,16 @@ def reading(layer: Linear, x: np.ndarray, grad_output: np.ndarray) -> dict[str, 
         "attributes": lambda: np.array([layer.in_features, layer.out_features, layer.weight.nbytes, len(repr(layer))]),
         "gradients": lambda: np.array([*layer.grad_weight.shape, *layer.grad_bias.shape]),
         "state_dict": lambda: layer.state_dict()["weight"],
-        "copy": lambda: copy.copy(layer).weight,
-        "deepcopy": lambda: copy.deepcopy(layer)(x),
-        "pickle": lambda: pickle.loads(pickle.dumps(layer)).weight,
-        "astype": lambda: layer.astype(np.float64).weight,
     }
 
 
 def accumulating(layer: Linear, x: np.ndarray, grad_output: np.ndarray) -> dict[str, Callable[[], object]]:
-    """What writes the gradients and reads the parameters."""
+    """What writes the gradients, or reads them, and reads the parameters."""
     return {
+        "copy": lambda: copy.copy(layer),
+        "deepcopy": lambda: copy.deepcopy(layer),
+        "pickle": lambda: pickle.loads(pickle.dumps(layer)),
+        "astype": lambda: layer.astype(np.float64),
         "backward": lambda: layer.backward(x, grad_output),
         "backward, no grad_input": lambda: layer.backward(x, grad_output, input_grad=False, scale=0.5),
         "backward_params": lambda: layer.backward_params(x, grad_output),
@@ -110,6 +110,7 @@ def meet(sizes: tuple[int, int, int], dtype: type, seed: int) -> None:
         readers = list(reading(shared, x, grad_output).items())
         accumulators = list(accumulating(shared, x, grad_output).values())
         alone = everything(own, x.copy(), grad_output.copy())
+        updates = updating(shared, x, grad_output).values()
         settings = list(of_the_process().values())
         for calls in (readers, accumulators, alone, settings):
             turns.shuffle(calls)
@@ -118,11 +119,11 @@ def meet(sizes: tuple[int, int, int], dtype: type, seed: int) -> None:
         for step, (name, call) in enumerate(readers):
             np.testing.assert_array_equal(call(), expected[name], name)
             with lock:
-                accumulators[step % len(accumulators)]()
+                accumulators[(step + number) % len(accumulators)]()
             alone[step]()
             settings[step % len(settings)]()
         barrier.wait()
-        for update in updating(shared, x, grad_output).values():
+        for update in updates:
             with lock:
                 update()
         for call in alone:
