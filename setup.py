@@ -7,6 +7,7 @@ Switches, all read from the environment:
     FASTLINEAR_SANITIZE=thread    -O1 -g, ThreadSanitizer, no OpenMP (CONTRIBUTING.md says how to run both)
     FASTLINEAR_COVERAGE=1         -O0, counters for gcov, by the lines of the .pyx files
     FASTLINEAR_PLAIN=1            the tiles on plain arrays, as for compilers without vector types
+    FASTLINEAR_WIDE=1             the tiles on vectors of 64 bytes, as on AVX-512, for tests on a machine with AVX2
     FASTLINEAR_OPENMP=0           no threads
 
 CC, CFLAGS, CPPFLAGS and LDFLAGS, and what Python itself was built with, come before the flags that are set here, so
@@ -37,7 +38,7 @@ def switch(name: str, default: bool = False) -> bool:
     return os.environ.get(f"FASTLINEAR_{name}", "1" if default else "0") not in ("", "0")
 
 
-DEBUG, COVERAGE, PLAIN = map(switch, ("DEBUG", "COVERAGE", "PLAIN"))
+DEBUG, COVERAGE, PLAIN, WIDE = map(switch, ("DEBUG", "COVERAGE", "PLAIN", "WIDE"))
 
 SANITIZERS = {
     "0": [],
@@ -118,6 +119,7 @@ sys.exit(f"it changes {', '.join(changed)} for the whole process" if changed els
 
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")]
 MACROS += [("FASTLINEAR_PLAIN", "1")] if PLAIN else []
+MACROS += [("FASTLINEAR_WIDE", "1")] if WIDE else []
 
 
 def machine() -> str:
@@ -192,7 +194,7 @@ def extension(name: str, source: str, features: tuple[str, ...] = (), flags: tup
     # Set only now: cythonize() merges the flags of all extensions that share a source.
     module.include_dirs = ["fastlinear", np.get_include()]
     module.define_macros = [*MACROS, *((f"FASTLINEAR_{feature.upper()}", None) for feature in features)]
-    module.undef_macros = [] if PLAIN else ["FASTLINEAR_PLAIN"]
+    module.undef_macros = [f"FASTLINEAR_{name}" for name, wanted in (("PLAIN", PLAIN), ("WIDE", WIDE)) if not wanted]
     module.extra_compile_args = [*flags]
     # A new list: Cython's own is shared between the calls, and would copy the headers to build_dir, to go stale there.
     module.depends = [*module.depends, *map(str, Path("fastlinear").glob("*.h"))]
@@ -201,7 +203,8 @@ def extension(name: str, source: str, features: tuple[str, ...] = (), flags: tup
 
 modules = extension("_layer", "_layer.pyx")
 for name, isa in INSTRUCTION_SETS.items():
-    if not isa.machines or (machine() in isa.machines and not MSVC and not PLAIN):
-        modules += extension(f"_kernels_{name}", "_kernels.pyx", isa.features, isa.flags)
+    if not isa.machines or (machine() in isa.machines and not (MSVC or PLAIN or WIDE)):
+        built_as = INSTRUCTION_SETS["avx2"] if WIDE else isa
+        modules += extension(f"_kernels_{name}", "_kernels.pyx", built_as.features, built_as.flags)
 
 setup(ext_modules=modules, cmdclass={"build_ext": Build}, options={"build_ext": {"parallel": os.cpu_count()}})

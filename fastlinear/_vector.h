@@ -38,7 +38,7 @@
 #define INLINE static inline
 #endif
 
-#if defined(GNU_VECTORS) && (defined(__x86_64__) || defined(__i386__))
+#if defined(GNU_VECTORS) && (defined(__x86_64__) || defined(__i386__)) && !defined(FASTLINEAR_WIDE)
 #define HOLD(v) __asm__("" : "+v"(v))
 #elif defined(GNU_VECTORS) && defined(__aarch64__)
 #define HOLD(v) __asm__("" : "+w"(v))
@@ -48,7 +48,23 @@
 
 /* ---- one block for each instruction set: width, registers, fma, partial loads and stores ---- */
 
-#if defined(GNU_VECTORS) && defined(__AVX512F__)
+#if defined(GNU_VECTORS) && defined(FASTLINEAR_WIDE) /* AVX-512's shapes on AVX2, to test them anywhere */
+
+#define VECTOR_BYTES 64
+#define VECTOR_REGISTERS 32
+#define HAS_FMA 1
+typedef float vec_f32 __attribute__((vector_size(VECTOR_BYTES)));
+typedef double vec_f64 __attribute__((vector_size(VECTOR_BYTES)));
+INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) {
+    for (int j = 0; j < 16; j++) c[j] = __builtin_fmaf(a[j], b[j], c[j]);
+    return c;
+}
+INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) {
+    for (int j = 0; j < 8; j++) c[j] = __builtin_fma(a[j], b[j], c[j]);
+    return c;
+}
+
+#elif defined(GNU_VECTORS) && defined(__AVX512F__)
 
 #include <immintrin.h>
 #define VECTOR_BYTES 64
@@ -125,6 +141,10 @@ INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return vfmaq_f64(c, a,
 #define HAS_FMA 0
 #endif
 
+#endif
+
+/* Where there are no masks. */
+#if defined(FASTLINEAR_WIDE) || VECTOR_BYTES == 16
 #define PARTIAL(real, suffix) \
     INLINE vec_##suffix load_first_##suffix(const real *p, int n) { \
         real lane[VECTOR_BYTES / sizeof(real)] = {0}; \
