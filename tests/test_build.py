@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import types
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -305,6 +306,14 @@ def test_the_gil_stays_off(name):
     code = "import sys, numpy; before = sys._is_gil_enabled(); import fastlinear; print(before, sys._is_gil_enabled())"
     run = python(code, "-W", "error", FASTLINEAR_ISA=name)
     assert run.stdout.split() == ["False", "False"], run.stderr
+
+
+def test_methods_are_plain_descriptors():
+    """Without a GIL, threads count references to an object that they share with atomic instructions, unless it is one
+    of those that Python leaves uncounted. Descriptors are. Cython's own function objects are not: with those, two
+    threads with layers of their own did 1.2 to 1.6 times the calls of one."""
+    for name in ("forward", "backward", "backward_input", "backward_params", "backward_update", "step"):
+        assert type(getattr(fastlinear.Linear, name)) is types.MethodDescriptorType, name
 
 
 def test_version_is_that_of_the_distribution():
