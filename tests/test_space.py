@@ -55,10 +55,11 @@ FAR = [
     Point("grad_input", "float32", 70, 2100, 400, 9),
     Point("update", "float64", 1, 4200, 390, 9),
     Point("grad_weight", "float32", 300, 1100, 9, 7),
-    # Long rows for more than 64 rows of x, or 256 outputs; none, and a bias of -0.
+    # Long rows for more than 64 rows of x, or 256 outputs; none, and a bias of -0; no outputs.
     Point("forward", "float64", 65, 16400, 3, 5),
     Point("forward", "float64", 2, 16400, 259, 5),
     Point("forward", "float32", 5, 0, 17, 2, values="zeros"),
+    Point("grad_input", "float32", 5, 40, 0, 3),
     # Lanes along the batch: more outputs than wait at a time, two blocks of k; along the outputs, two of the batch.
     Point("forward", "float32", 32, 70, 100, 3),
     Point("forward", "float64", 64, 520, 400, 7),
