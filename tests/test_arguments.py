@@ -248,8 +248,8 @@ def own(array, shape, start=0):
 
 
 def overlaps(layer, x, grad_output, shape):
-    """(x, grad_output, out) that share memory with each other or with the layer, by name. All sizes are 6, so every
-    part of one fits into another."""
+    """(x, grad_output, out) that share memory with each other or with the layer, by name. All sizes are 20, so every
+    part of one fits into another, and there is more than a tile, all of which is read before any is written."""
     both = np.concatenate([x.ravel(), x.ravel()])
     middle = own(both, x.shape)
     yield "out is x", x, grad_output, x
@@ -274,14 +274,14 @@ def overlaps(layer, x, grad_output, shape):
     yield "all are weight", *[own(layer.weight, x.shape)] * 2, own(layer.weight, shape, 4)
 
 
-OVERLAPS = [name for name, *_ in overlaps(Linear(6, 6), np.zeros((3, 6)), np.zeros((3, 6)), (3, 6))]
+OVERLAPS = [name for name, *_ in overlaps(Linear(20, 20), np.zeros((3, 20)), np.zeros((3, 20)), (3, 20))]
 
 
 @pytest.mark.parametrize("name", OVERLAPS)
 @pytest.mark.parametrize("method", METHODS)
 def test_overlapping_arguments(isa, dtype, method, name):
     """Arguments may be views of each other or of the parameters: the answer is as if they were not."""
-    x, grad_output, weight, bias = integers(3, 6, 6, dtype, seed=1)
+    x, grad_output, weight, bias = integers(3, 20, 20, dtype, seed=1)
 
     def arguments(layer):
         for what, *arrays in overlaps(layer, x.copy(), grad_output.copy(), x.shape):

@@ -10,7 +10,8 @@ from fastlinear import Linear, _dispatch
 from .bits import FUSED, digests, is_fused, recorded
 from .helpers import Problem, assert_same_bits, layer_of, memory_of, placed, run, sampled, wild
 
-# Sizes with tails and without, of one tile and of many, past the edges of blocks; batch, in, out.
+# Sizes with tails and without, of one tile and of many, past the edges of blocks, of more blocks of out than go side by
+# side where columns are few; batch, in, out.
 SHAPES = [
     (1, 1, 1),
     (3, 5, 4),
@@ -18,6 +19,7 @@ SHAPES = [
     (6, 64, 64),
     (13, 100, 1),
     (9, 1, 40),
+    (9, 2, 3900),
     (2, 1100, 9),
     (5, 530, 300),
     (17, 70, 515),

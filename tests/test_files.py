@@ -564,6 +564,16 @@ def test_states_that_do_not_fit(name):
         layer(F4)
 
 
+@pytest.mark.parametrize("name", [name for name in STATES if name != "nothing"])
+def test_memory_that_does_not_fit(name):
+    """Nor does a layer take such arrays from anyone else: the kernels trust their shapes."""
+    layer = Linear.__new__(Linear)
+    with pytest.raises((ValueError, TypeError)):
+        layer._bind(*STATES[name])
+    with pytest.raises(RuntimeError, match="no parameters yet"):
+        layer(F4)
+
+
 @pytest.mark.parametrize("odd", [lambda a: a[::-1], np.asfortranarray, lambda a: a.astype(a.dtype.newbyteorder())])
 def test_states_of_odd_arrays(odd):
     """Arrays of another order or byte order are copied into place."""

@@ -324,12 +324,13 @@ def test_load_state_dict(dtype, bias):
     assert_same_bits(layer.weight, Linear(5, 4, bias, dtype, rng=2).weight)
 
 
-def test_load_state_dict_of_its_own_memory():
-    """A state whose bias is a view of the weight is read before the weight changes."""
+@pytest.mark.parametrize("part", [np.s_[:, 0], np.s_[0]], ids=["column", "row"])
+def test_load_state_dict_of_its_own_memory(part):
+    """A state whose bias is a view of the weight, contiguous or not, is read before the weight changes."""
     layer = Linear(4, 4, rng=0)
-    column = layer.weight[:, 0].copy()
-    layer.load_state_dict({"weight": np.zeros((4, 4), np.float32), "bias": layer.weight[:, 0]})
-    assert np.array_equal(layer.bias, column)
+    before = layer.weight[part].copy()
+    layer.load_state_dict({"weight": np.zeros((4, 4), np.float32), "bias": layer.weight[part]})
+    assert np.array_equal(layer.bias, before)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

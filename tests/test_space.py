@@ -55,6 +55,22 @@ FAR = [
     Point("grad_input", "float32", 70, 2100, 400, 9),
     Point("update", "float64", 1, 4200, 390, 9),
     Point("grad_weight", "float32", 300, 1100, 9, 7),
+    # Long rows for more than 64 rows of x, or 256 outputs; none, and a bias of -0; no outputs.
+    Point("forward", "float64", 65, 16400, 3, 5),
+    Point("forward", "float64", 2, 16400, 259, 5),
+    Point("forward", "float32", 5, 0, 17, 2, values="zeros"),
+    Point("grad_input", "float32", 5, 40, 0, 3),
+    # Lanes along the batch: more outputs than wait at a time, two blocks of k; along the outputs, two of the batch.
+    Point("forward", "float32", 32, 70, 100, 3),
+    Point("forward", "float64", 64, 520, 400, 7),
+    Point("grad_weight", "float32", 300, 7, 100, 5),
+    # More rows than are packed at a time, and two blocks of what is summed over.
+    Point("forward", "float64", 160, 520, 64, 3),
+    Point("grad_input", "float64", 200, 140, 400, 7),
+    Point("grad_weight", "float64", 260, 70, 300, 5),
+    # A few columns of a few rows: more blocks of o than go side by side; a thread that has no others.
+    Point("grad_input", "float64", 3, 2, 3900, 2),
+    Point("grad_input", "float32", 3, 18, 400, 2),
 ]
 """Points past several edges at once, which random ones seldom are."""
 
