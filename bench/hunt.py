@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Hunts for layers at which a peer is faster: random points of the whole space, one thread, processor time.
 
-    python bench/hunt.py                        1,000 points, seed 0, the best instruction set: three quarters of an hour
+    python bench/hunt.py                        1,000 points, seed 0, the best instruction set
     python bench/hunt.py --points 50 --seed 7   some others
     python bench/hunt.py --isa avx2             ours on AVX2, and NumPy and PyTorch held to it as well
     python bench/hunt.py --save                 what is found goes to docs/benchmarks, with pictures
 
-A point is an operation, a dtype, sizes that are log-uniform in 1..5,000 and a batch: a vector for a quarter of the points,
-else log-uniform in 1..512. Every peer is in its fastest form (bench/peers.py), and counts with the fastest one. A point
-below 1.03 is measured twice more, and the best of the three counts, because a slow moment of a shared machine falls on one
-of them alone. The exit status is 1 if a point is below the floor.
+A point is an operation, a dtype, sizes that are log-uniform in 1..5,000 and a batch: a vector for a quarter of the
+points, else log-uniform in 1..512. Every peer is in its fastest form (bench/peers.py), and the fastest one counts. A
+point below 1.03 is measured twice more, and the best of the three counts, because a slow moment of a shared machine
+falls on one of them alone. The exit status is 1 if a point is below the floor.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def measure(operation: str, case: Any, seconds: float) -> dict[str, float]:
     from timing import interleave
 
     held = "ATEN_CPU_CAPABILITY" in os.environ
-    names = [n for n in (peers.OURS, *peers.PEERS) if not (held and n == "onnxruntime") and not peers.LIBRARIES[n].missing()]
+    wanted = [name for name in (peers.OURS, *peers.PEERS) if not (held and name == "onnxruntime")]
+    names = [name for name in wanted if not peers.LIBRARIES[name].missing()]
     return interleave(peers.works(operation, case, names), seconds)
 
 
@@ -81,7 +82,8 @@ def hunt(points: int, seed: int, seconds: float) -> list[Point]:
             if ratio(times) < DOUBTFUL:
                 times = max(times, measure(operation, case, 2 * seconds), key=ratio)
         peers.forget()
-        found.append({"number": number, "operation": operation, **case._asdict(), "seconds": times, "ratio": ratio(times)})
+        point = {"number": number, "operation": operation, **case._asdict()}
+        found.append(point | {"seconds": times, "ratio": ratio(times)})
     return found
 
 
@@ -90,8 +92,8 @@ def report(found: list[Point]) -> bool:
     below = sorted((p for p in found if p["ratio"] < FLOOR), key=lambda p: p["ratio"])
     for p in below:
         times = "  ".join(f"{name} {time * 1e6:.4g}" for name, time in p["seconds"].items())
-        print(f"{p['ratio']:.2f}  {p['operation']:15} {p['in_features']}->{p['out_features']}, batch {p['batch'] or 'vector'}, "
-              f"{p['dtype']}: {times} us (point {p['number']})")  # fmt: skip
+        layer = f"{p['in_features']}->{p['out_features']}, batch {p['batch'] or 'vector'}, {p['dtype']}"
+        print(f"{p['ratio']:.2f}  {p['operation']:15} {layer}: {times} us (point {p['number']})")
     mean = math.exp(sum(math.log(p["ratio"]) for p in found) / len(found))
     print(f"{len(found)} points, {len(below)} below {FLOOR}, geometric mean {mean:.2f}")
     return not below
@@ -113,7 +115,7 @@ def draw_pictures(found: list[Point], folder: Path, title: str) -> None:
         some = [p for p in found if p["operation"] == operation]
         work = [p["in_features"] * p["out_features"] * max(p["batch"], 1) for p in some]
         right.scatter(work, [p["ratio"] for p in some], s=9, label=operation)
-    right.set(xscale="log", yscale="log", xlabel="multiply-adds of one product", ylabel="times as fast as the fastest peer")
+    right.set(xscale="log", yscale="log", xlabel="multiply-adds of one product")
     right.axhline(1, color="black", linewidth=1)
     right.legend()
     figure.savefig(folder, dpi=110)
@@ -127,7 +129,8 @@ def main() -> int:
     parser.add_argument("--isa", help="an instruction set of ours; avx2 holds the peers to it, too")
     parser.add_argument("--save", action="store_true", help="write docs/benchmarks/hunt-ISA.json and .png")
     options = parser.parse_args()
-    wanted = ONE_THREAD | (HELD_TO_AVX2 if options.isa == "avx2" else {"FASTLINEAR_ISA": options.isa} if options.isa else {})
+    ours = {"FASTLINEAR_ISA": options.isa} if options.isa else {}
+    wanted = ONE_THREAD | (HELD_TO_AVX2 if options.isa == "avx2" else ours)
     if any(os.environ.get(name) != value for name, value in wanted.items()):
         # The libraries read these when they are loaded.
         os.execve(sys.executable, [sys.executable, __file__, *sys.argv[1:]], os.environ | wanted)

@@ -176,7 +176,11 @@ cdef void product(Sum sum, const real* a, Py_ssize_t a_row, Py_ssize_t a_k, cons
             a_panel = at.lane * line if sum == FORWARD else n * high
             block = max(A_BYTES // (a_panel * size), 1) * high
         # How much of b is prepared at once: one panel, or some that share cache lines, or what stays in L2 as it is.
-        most = wide if sum == FORWARD or turned else PANELS * wide if pack_b else PANEL_BYTES // (n * size) // 64 * 64
+        most = PANEL_BYTES // (n * size) // 64 * 64
+        if sum == FORWARD or turned:
+            most = wide
+        elif pack_b:
+            most = max(min(PANELS, most // wide), 1) * wide
         if not pack_b and not turned:
             wide = most
         r0 = 0

@@ -2,7 +2,8 @@
 
 The unit of an error is eps · Σ|a||b|, over the products that make up the element. Zero-mean data stays within 4 of
 them up to a million terms. On data that is hard on sums the kernels are held against NumPy's own product of the same
-matrices: root mean squares, at most twice NumPy's (1.66 times was measured on AVX2), or half a unit, which the last rounding alone may take.
+matrices: root mean squares, at most twice NumPy's (1.66 times was measured on AVX2), or half a unit, which the last
+rounding alone may take.
 """
 
 import math
