@@ -16,9 +16,9 @@ here are the loops around them, which choose what stays in which cache and what 
     many rows     product(): both operands are packed, as in BLIS
     few features  W stays in registers                                     forward_narrow
 
-They divide the outputs among tiles, blocks and threads in any way that is fast, but the order in which one output's terms
-are added is fixed by K_BLOCK_BYTES, LONG_BLOCKS, O_BLOCK and the tiles alone, so no result depends on the batch, the
-threads or the vector width.
+They divide the outputs among tiles, blocks and threads in any way that is fast, but the order in which one output's
+terms are added is fixed by K_BLOCK_BYTES, LONG_BLOCKS, O_BLOCK and the tiles alone, so no result depends on the batch,
+the threads or the vector width.
 
 setup.py compiles this file once for each instruction set, with nothing but flags and the module's name differing.
 """
@@ -38,7 +38,8 @@ cdef extern from "_scratch.h" nogil:
 
 cdef extern from "_tile.h" nogil:
     # Macros that choose the tile for the dtype of their pointers, which are float* or double*, not void*.
-    const int DOT_ROWS, MOST_ROWS, MOST_COLS, UPDATE_ROWS, LANES_ROWS, LANES_AT_ONCE, NARROW, PANELS, VECTOR_BYTES, VECTOR_REGISTERS
+    const int DOT_ROWS, MOST_ROWS, MOST_COLS, UPDATE_ROWS, LANES_ROWS, LANES_AT_ONCE, NARROW, PANELS, VECTOR_BYTES
+    const int VECTOR_REGISTERS
     const int DOT_COLS[]
     const int AXPY_COLS[]
     ctypedef enum axpy_mode "enum axpy_mode":
@@ -60,15 +61,16 @@ cdef extern from "_tile.h" nogil:
                      void* y, bint first, Py_ssize_t ahead)
     void pack(int rows, Py_ssize_t k, const void* a, Py_ssize_t row, int height, void* to)
     void pack_lanes(int rows, Py_ssize_t k, const void* a, Py_ssize_t row, int height, int at_once, void* to)
-    void copy_scaled(Py_ssize_t steps, Py_ssize_t width, int high, const void* a, Py_ssize_t a_step, double scale, void* to)
+    void copy_scaled(Py_ssize_t steps, Py_ssize_t width, int high, const void* a, Py_ssize_t a_step, double scale,
+                     void* to)
     void turn(int rows, int cols, const void* sums, const Ending* end)
     Py_ssize_t group_stride_f32(Py_ssize_t k, int height, int at_once)
     Py_ssize_t group_stride_f64(Py_ssize_t k, int height, int at_once)
 
 cdef enum:
     # These are part of the contract on bits: they say where a sum is cut.
-    K_BLOCK_BYTES = 4096   # forward: a block of k. 6 rows of W fill 24 KiB of L1; blocks of 1 KiB cost 25 %, because each
-                           # block ends in a sum over lanes
+    K_BLOCK_BYTES = 4096   # forward: a block of k. 6 rows of W fill 24 KiB of L1; blocks of 1 KiB cost 25 %, because
+                           # each block ends in a sum over lanes
     LONG_BLOCKS = 32       # forward: so many blocks of k make a long one. The sums of long blocks are added up in turn:
                            # a million terms of one sign would lose three times as much to a single chain of blocks
     O_BLOCK = 384          # grad_input: a block of o, which bounds the error of a long one-signed sum like a BLAS does
@@ -78,8 +80,8 @@ cdef enum:
     A_BYTES = 1 << 19      # product: packed rows of one operand, which serve every panel of the other
     PANEL_BYTES = 1 << 18  # product: a panel of the other operand, packed or where it lies
     WORTH_A_COPY = 2048    # grad_weight: for fewer multiply-adds than that it costs more to decide than to do
-    FOLDED = 3             # product: for fewer rows of x than that grad_weight goes row by row: memory is one stream then
-    ONE_STREAM = 1
+    FOLDED = 3             # product: for fewer rows of x than that grad_weight goes row by row: memory is one stream
+                           # then
     PACKED_ROWS = 24       # product: from so many rows on the other operand is packed
     TURNED_ROWS = 48       # product: turned sums that wait to be written; whole tiles of 6 and of 3, whole vectors
     THIN_BYTES = 64        # product: fewer bytes of columns than that, and the lanes run along the other side
@@ -140,13 +142,14 @@ cdef struct Rows:
 
 
 cdef void product(Sum sum, const real* a, Py_ssize_t a_row, Py_ssize_t a_k, const real* b, Py_ssize_t b_col,
-                  Py_ssize_t b_k, real* y, Py_ssize_t y_row, bint turned, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t k,
-                  real scale, const real* bias, bint far, char* scratch) noexcept nogil:
-    """y (rows, cols) from a (rows, k) and b (k, cols), whose elements are a_row, a_k, b_col, b_k apart, one of each pair
-    being 1; of y it is y_row. `turned`: y is stored (cols, rows), and scale goes with b.
+                  Py_ssize_t b_k, real* y, Py_ssize_t y_row, bint turned, Py_ssize_t rows, Py_ssize_t cols,
+                  Py_ssize_t k, real scale, const real* bias, bint far, char* scratch) noexcept nogil:
+    """y (rows, cols) from a (rows, k) and b (k, cols), whose elements are a_row, a_k, b_col, b_k apart, one of each
+    pair being 1; of y it is y_row. `turned`: y is stored (cols, rows), and scale goes with b.
 
-    BLIS's loops: a block of k after another (4), of rows of a, which are packed (3), a panel of b after another (2), which
-    is packed if there are rows enough to pay for it, and a tile of rows after another (1). A tile's lanes run along cols.
+    BLIS's loops: a block of k after another (4), of rows of a, which are packed (3), a panel of b after another (2),
+    which is packed if there are rows enough to pay for it, and a tile of rows after another (1). A tile's lanes run
+    along cols.
     """
     cdef Py_ssize_t size = sizeof(real), line = 64 // size
     cdef Py_ssize_t k_block = (K_BLOCK_BYTES // size if sum == FORWARD else O_BLOCK if sum == FRESH else B_BLOCK)
@@ -161,7 +164,10 @@ cdef void product(Sum sum, const real* a, Py_ssize_t a_row, Py_ssize_t a_k, cons
     k0 = 0
     while k0 < k:
         n = min(k_block, k - k0)
-        high = even_piece(rows, LANES_ROWS if sum == FORWARD else ONE_STREAM if sum == RUNNING and k < FOLDED else MOST_ROWS)
+        if sum == RUNNING and k < FOLDED:
+            high = 1
+        else:
+            high = even_piece(rows, LANES_ROWS if sum == FORWARD else MOST_ROWS)
         wide = line if sum == FORWARD or turned else AXPY_COLS[high] * (VECTOR_BYTES // size)
         # Packing a pays if there are panels enough; scaled it must be. A turned W is read where it lies: broadcasts of
         # single elements do not mind, and it is as large as all that is saved.
@@ -215,17 +221,17 @@ cdef void product(Sum sum, const real* a, Py_ssize_t a_row, Py_ssize_t a_k, cons
                     some = min(wide, c0 + width - c)
                     tiles(sum, a_block, at, pack_a, a_panel, high, b_panel + (c - c0) * (n if pack_b else 1),
                           b_row if b_row else some, y + (c * y_row + r0 if turned else r0 * y_row + c), y_row, turned,
-                          r1 - r0, some, n, bias + (r0 if turned else c) if bias != NULL and k0 + n == k else NULL, k0 == 0,
-                          far and c == 0, scratch)
+                          r1 - r0, some, n, bias + (r0 if turned else c) if bias != NULL and k0 + n == k else NULL,
+                          k0 == 0, far and c == 0, scratch)
                     c += some
                 c0 += width
             r0 = r1
         k0 += n
 
 
-cdef void tiles(Sum sum, const real* a, Rows at, bint packed, Py_ssize_t a_panel, int high, const real* b, Py_ssize_t b_row,
-                real* y, Py_ssize_t y_row, bint turned, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t n, const real* bias,
-                bint first, bint far, char* scratch) noexcept nogil:
+cdef void tiles(Sum sum, const real* a, Rows at, bint packed, Py_ssize_t a_panel, int high, const real* b,
+                Py_ssize_t b_row, real* y, Py_ssize_t y_row, bint turned, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t n,
+                const real* bias, bint first, bint far, char* scratch) noexcept nogil:
     """The tiles of a panel of b, one under another: loop 1 of product()."""
     cdef Py_ssize_t line = 64 // <Py_ssize_t> sizeof(real), r, begin, stop, across, tile_row
     cdef int tall
@@ -246,7 +252,8 @@ cdef void tiles(Sum sum, const real* a, Rows at, bint packed, Py_ssize_t a_panel
             tile, tile_row = (sums + (r - begin) * line, line) if turned else (y + r * y_row, y_row)
             if sum == FORWARD:
                 a_tile = a + (r // high * a_panel if packed else r * at.row)
-                end.y, end.row, end.bias, end.first = tile, tile_row, NULL if turned else <const void*> bias, turned or first
+                end.y, end.row, end.first = tile, tile_row, turned or first
+                end.bias = NULL if turned else <const void*> bias
                 lanes(tall, <int> width, a_tile, at.row, at.lane, at.step, b, n, &end, high * at.row if far else 0)
             else:
                 a_tile = a + (r * n if packed else r * at.row)
@@ -262,8 +269,8 @@ cdef void tiles(Sum sum, const real* a, Rows at, bint packed, Py_ssize_t a_panel
 
 
 # ---- forward
-# Each way multiplies `batch` rows of x by `outs` rows of W. The rows of both are `row` apart, those of out out_row; W comes
-# from afar or not.
+# Each way multiplies `batch` rows of x by `outs` rows of W. The rows of both are `row` apart, those of out out_row; W
+# comes from afar or not.
 
 cdef void forward_dots(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
                        Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t row, Py_ssize_t out_row,
@@ -319,9 +326,9 @@ cdef void forward_cheapest(const real* x, const real* weight, const real* bias, 
     if batch < COPIED_BATCH:
         forward_dots(x, weight, bias, out, batch, in_features, outs, row, out_row, far)
         return
-    # What each costs, in times of the multiply-adds alone: sums over lanes; transposing W, sums, x; lanes without work; W
-    # from beyond L2. By least squares over 3,900 random points on AVX2, where the rule costs 3 % against the best choice
-    # of each; with 32 registers over 180 points, where it costs 0.1 %.
+    # What each costs, in times of the multiply-adds alone: sums over lanes; transposing W, sums, x; lanes without work;
+    # W from beyond L2. By least squares over 3,900 random points on AVX2, where the rule costs 3 % against the best
+    # choice of each; with 32 registers over 180 points, where it costs 0.1 %.
     if VECTOR_REGISTERS == 32:
         dots_cost = 2.7 * lanes / in_features + min(batch, 64) / 1800.0
         packed_cost = 11.5 / batch + waste(outs, lanes)
@@ -335,8 +342,8 @@ cdef void forward_cheapest(const real* x, const real* weight, const real* bias, 
     if dots_cost <= packed_cost and dots_cost <= turned_cost:
         forward_dots(x, weight, bias, out, batch, in_features, outs, row, out_row, far)
     elif packed_cost <= turned_cost:
-        product(FORWARD, x, row, 1, weight, row, 1, out, out_row, False, batch, outs, in_features, <real> 1, bias, False,
-                scratch)
+        product(FORWARD, x, row, 1, weight, row, 1, out, out_row, False, batch, outs, in_features, <real> 1, bias,
+                False, scratch)
     else:
         product(FORWARD, weight, row, 1, x, row, 1, out, out_row, True, outs, batch, in_features, <real> 1, bias, far,
                 scratch)
@@ -358,7 +365,8 @@ cdef void forward_long(const real* x, const real* weight, const real* bias, real
             while k0 < in_features:
                 forward_cheapest(x + b0 * row + k0, weight + o0 * row + k0, <const real*> NULL,
                                  waiting if k0 else out + b0 * out_row + o0, rows,
-                                 min(long_block, in_features - k0), some, row, LONG_OUTS if k0 else out_row, far, scratch)
+                                 min(long_block, in_features - k0), some, row, LONG_OUTS if k0 else out_row, far,
+                                 scratch)
                 for b in range(rows if k0 else 0):
                     for o in range(some):
                         out[(b0 + b) * out_row + o0 + o] += waiting[b * LONG_OUTS + o]
@@ -436,11 +444,11 @@ cdef void grad_weight_part(const real* x, const real* grad_output, real scale, r
             o += high
     elif ins * <Py_ssize_t> sizeof(real) < THIN_BYTES and outs > ins and batch > 1:
         # Lanes run along the outputs.
-        product(RUNNING, x, 1, in_features, grad_output, 1, out_features, out, in_features, True, ins, outs, batch, scale,
-                <const real*> NULL, False, scratch)
+        product(RUNNING, x, 1, in_features, grad_output, 1, out_features, out, in_features, True, ins, outs, batch,
+                scale, <const real*> NULL, False, scratch)
     else:
-        product(RUNNING, grad_output, 1, out_features, x, 1, in_features, out, in_features, False, outs, ins, batch, scale,
-                <const real*> NULL, False, scratch)
+        product(RUNNING, grad_output, 1, out_features, x, 1, in_features, out, in_features, False, outs, ins, batch,
+                scale, <const real*> NULL, False, scratch)
 
 
 cdef void grad_weight_share(const real* x, const real* grad_output, real scale, real* out, Py_ssize_t batch,
@@ -482,8 +490,8 @@ cdef void grad_bias_loops(const real* grad_output, double scale, real* out, Py_s
 cdef void stream(const real* x, const real* grad_output, real scale, real* weight, real* out, Py_ssize_t rows,
                  Py_ssize_t i_begin, Py_ssize_t i_end, Py_ssize_t in_features, Py_ssize_t out_features,
                  char* scratch) noexcept nogil:
-    """For one tile of rows at most, in one pass over W: grad_input into out, and weight += scale grad_output^T x, unless
-    x is NULL. Each few rows of W serve grad_input before they change."""
+    """For one tile of rows at most, in one pass over W: grad_input into out, and weight += scale grad_output^T x,
+    unless x is NULL. Each few rows of W serve grad_input before they change."""
     # The sums of a block of o wait in L1 for the rest of it; those of the first block do that in out.
     cdef real* waiting = <real*> (scratch + WAITING_AT)
     cdef Py_ssize_t chunk = max(CHUNK_BYTES // (rows * <Py_ssize_t> sizeof(real)) // 64 * 64, 64)
@@ -508,8 +516,8 @@ cdef void stream(const real* x, const real* grad_output, real scale, real* weigh
                                 weight + o * in_features + i0, in_features, y, mode == AXPY_START,
                                 some * in_features if far else 0)
                 else:
-                    axpy(<int> rows, width, some, grad_output + o, out_features, 1, <const real*> weight + o * in_features + i0,
-                         in_features, y, y_row, 0, mode)
+                    axpy(<int> rows, width, some, grad_output + o, out_features, 1,
+                         <const real*> weight + o * in_features + i0, in_features, y, y_row, 0, mode)
                     if x != NULL:
                         grad_weight_part(x, grad_output, scale, weight, rows, o, o + some, i0, i0 + width, in_features,
                                          out_features, scratch)
@@ -546,8 +554,8 @@ cdef void grad_input_part(const real* grad_output, const real* weight, real* out
         product(FRESH, weight + i_begin, 1, in_features, grad_output, out_features, 1, out + i_begin, in_features, True,
                 ins, batch, out_features, <real> 1, <const real*> NULL, False, scratch)
     else:
-        product(FRESH, grad_output, out_features, 1, weight + i_begin, 1, in_features, out + i_begin, in_features, False,
-                batch, ins, out_features, <real> 1, <const real*> NULL, False, scratch)
+        product(FRESH, grad_output, out_features, 1, weight + i_begin, 1, in_features, out + i_begin, in_features,
+                False, batch, ins, out_features, <real> 1, <const real*> NULL, False, scratch)
 
 
 cdef void few_chains(const real* grad_output, const real* weight, real* out, Py_ssize_t batch, Py_ssize_t ins,
@@ -574,7 +582,8 @@ cdef void grad_input_share(const real* grad_output, const real* weight, real* ou
                         share(in_features, GRAIN, thread + 1, threads), in_features, out_features, scratch)
     else:
         grad_input_part(grad_output, weight, out, share(batch, MOST_ROWS, thread, threads),
-                        share(batch, MOST_ROWS, thread + 1, threads), 0, in_features, in_features, out_features, scratch)
+                        share(batch, MOST_ROWS, thread + 1, threads), 0, in_features, in_features, out_features,
+                        scratch)
 
 
 cdef void grad_input_loops(const real* grad_output, const real* weight, real* out, Py_ssize_t batch,
@@ -618,7 +627,8 @@ cdef void update_loops(const real* x, const real* grad_output, double lr, real* 
         update_share(x, grad_output, lr, weight, bias, out, batch, in_features, out_features, 0, 1, scratch)
     else:
         for thread in prange(threads, num_threads=threads, schedule="static"):
-            update_share(x, grad_output, lr, weight, bias, out, batch, in_features, out_features, thread, threads, scratch)
+            update_share(x, grad_output, lr, weight, bias, out, batch, in_features, out_features, thread, threads,
+                         scratch)
 
 
 # ---- step
@@ -663,10 +673,11 @@ def forward(const real[:, ::1] x, const real[:, ::1] weight, const real[::1] bia
     cdef const real* b = &bias[0] if bias is not None else NULL
     with nogil:
         if thread < 0:
-            forward_loops(&x[0, 0], &weight[0, 0], b, &out[0, 0], x.shape[0], x.shape[1], weight.shape[0], threads, scratch)
-        else:
-            forward_share(&x[0, 0], &weight[0, 0], b, &out[0, 0], x.shape[0], x.shape[1], weight.shape[0], thread, threads,
+            forward_loops(&x[0, 0], &weight[0, 0], b, &out[0, 0], x.shape[0], x.shape[1], weight.shape[0], threads,
                           scratch)
+        else:
+            forward_share(&x[0, 0], &weight[0, 0], b, &out[0, 0], x.shape[0], x.shape[1], weight.shape[0], thread,
+                          threads, scratch)
 
 
 def grad_input(const real[:, ::1] grad_output, const real[:, ::1] weight, real[:, ::1] out, int threads=1,

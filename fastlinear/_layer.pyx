@@ -25,6 +25,7 @@ from fastlinear._table cimport SCRATCH_BYTES, Kernels, KernelTable
 cnp.import_array()
 
 cdef extern from "Python.h":
+    const Py_ssize_t PY_SSIZE_T_MAX
     ctypedef struct PyThreadState:
         pass
     PyThreadState* PyEval_SaveThread()
@@ -37,6 +38,7 @@ cdef extern from "numpy/arrayobject.h":
     bint PyArray_CheckExact(object)
     bint PyArray_ISCARRAY(cnp.ndarray)
     bint PyArray_ISCARRAY_RO(cnp.ndarray)
+    int PyArray_FailUnlessWriteable(cnp.ndarray, const char*) except -1
     object PyArray_EMPTY(int, cnp.npy_intp*, int, int)
     object PyArray_FromArray(cnp.ndarray, cnp.dtype, int)
     bint PyArray_CanCastTypeTo(cnp.dtype, cnp.dtype, cnp.NPY_CASTING)
@@ -153,11 +155,17 @@ cdef inline int begin(Work* work, Py_ssize_t rows, Py_ssize_t in_features, Py_ss
     cdef double size = <double> rows * in_features * out_features
     release_gil(work, size)
     if size >= 2 * WORTH_A_THREAD:
-        work.threads = startable_threads(<int> min(<double> threads_now(), size / WORTH_A_THREAD), thread_stack_size)
+        work.threads = <int> min(<double> threads_now(), size / WORTH_A_THREAD)
+    # Before the threads are tried: what that finds free must still be so when OpenMP makes them.
     work.scratch = thread_scratch(work.threads * <size_t> SCRATCH_BYTES)
     if work.scratch == NULL:
+        work.threads = 1
+        work.scratch = thread_scratch(SCRATCH_BYTES)
+    if work.scratch == NULL:
         end(work)
-        raise MemoryError(f"no {work.threads} MiB for the scratch of {work.threads} threads")
+        raise MemoryError("no memory for the scratch of a thread, 1 MiB")
+    if work.threads > 1:
+        work.threads = startable_threads(work.threads, thread_stack_size)
     return 0
 
 
@@ -259,6 +267,10 @@ cdef Memory memory_of(cnp.ndarray array):
             memory = taken_over(at)
         if memory is not None:
             return memory
+        if cnp.PyArray_CHKFLAGS(at, cnp.NPY_ARRAY_OWNDATA):
+            raise ValueError(
+                f"the memory cannot be shared: it is that of an array of {dtype_of(at)} which cannot hand it over, "
+                "because it holds objects or is to be copied back (flags.writebackifcopy); make a copy")
         if cnp.PyArray_BASE(at) == NULL:
             break
         at = <object> cnp.PyArray_BASE(at)
@@ -301,6 +313,8 @@ def zeros(tuple shape, dtype):
     for axis in range(len(shape)):
         size *= shape[axis]
         dims[axis] = shape[axis]
+    if size > PY_SSIZE_T_MAX - ALIGNMENT:
+        raise MemoryError(f"no {size} bytes for an array of shape {shape} and dtype {kind}")
     cdef Memory memory = new_memory(size)
     array = cnp.PyArray_SimpleNewFromData(len(shape), dims, kind.type_num, memory.begin)
     cnp.set_array_base(array, memory)
@@ -363,12 +377,12 @@ cdef Parameter parameter_on(cnp.ndarray array):
     """The parameter that is where this array is."""
     cdef Parameter p = Parameter.__new__(Parameter)
     cdef int axis
-    p.memory = memory_of(array)
     p.typenum, p.ndim = cnp.PyArray_TYPE(array), cnp.PyArray_NDIM(array)
     for axis in range(p.ndim):
         p.shape[axis] = cnp.PyArray_DIMS(array)[axis]
     p.span.begin = <char*> cnp.PyArray_DATA(array)
     p.span.end = p.span.begin + cnp.PyArray_NBYTES(array)
+    p.memory = memory_of(array)     # last, because an owner's __buffer__ may be Python code that reshapes the array
     p.handed_out = p.view()
     return p
 
@@ -555,12 +569,18 @@ cdef class Layer:
         if cnp.PyArray_Check(value):
             self._check_mask(name, value)
             return value
-        return self._as_array(name, value)
+        value = self._as_array(name, value)
+        if not cnp.PyArray_Check(value):
+            raise TypeError(f"{self._name}: _as_array must return a numpy.ndarray, got {type(value).__name__}")
+        return value
 
     cdef int taken_out(self, out) except -1:
         """The same of out, which is not converted: a mask of it would be lost."""
         if not PyArray_CheckExact(out) and cnp.PyArray_Check(out):
             self._check_mask("out", out)
+        if cnp.PyArray_Check(out) and cnp.PyArray_ISWRITEABLE(out):
+            # NumPy warns of writing to what broadcast_arrays() returns: now, because a warning may be an error.
+            PyArray_FailUnlessWriteable(out, "out")
         return 0
 
     cdef int check_cast(self, str name, cnp.ndarray array) except -1:

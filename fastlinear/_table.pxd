@@ -6,7 +6,8 @@ cdef enum:
     SCRATCH_BYTES = 1 << 20
 
 ctypedef void (*forward_kernel)(const void* x, const void* weight, const void* bias, void* out, Py_ssize_t batch,
-                                Py_ssize_t in_features, Py_ssize_t out_features, int threads, char* scratch) noexcept nogil
+                                Py_ssize_t in_features, Py_ssize_t out_features, int threads,
+                                char* scratch) noexcept nogil
 ctypedef void (*grad_input_kernel)(const void* grad_output, const void* weight, void* out, Py_ssize_t batch,
                                    Py_ssize_t in_features, Py_ssize_t out_features, int threads,
                                    char* scratch) noexcept nogil

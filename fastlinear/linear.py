@@ -9,6 +9,7 @@ from __future__ import annotations
 import copyreg
 import operator
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,8 @@ def _size(name: str, value: Any) -> int:
         raise TypeError(f"Linear: {name} must be an integer, got {type(value).__name__} {value!r}") from None
     if size < 0:
         raise ValueError(f"Linear: {name} must not be negative, got {size}")
+    if size > sys.maxsize:
+        raise ValueError(f"Linear: {name} must be at most {sys.maxsize}, got {size}")
     return size
 
 

@@ -255,7 +255,8 @@ class FastLinear(torch.autograd.Function):
         if not torch.is_grad_enabled() and not _watched():
             gradients = _gradients(grad_output, rows, transposed, for_bias, *ctx.shapes)
         if gradients is None:
-            g = grad_output.reshape(-1, grad_output.shape[-1])
+            # A matrix as it is, because a sparse one cannot be reshaped.
+            g = grad_output if grad_output.ndim == 2 else grad_output.reshape(-1, grad_output.shape[-1])
             gradients = (
                 None if transposed is None else g @ transposed.T,
                 None if rows is None else rows.T @ g,

@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -500,6 +501,7 @@ BAD_SIZES = {
     "text": ("2", TypeError, "must be an integer, got str"),
     "None": (None, TypeError, "must be an integer, got NoneType"),
     "array": (np.ones(2), TypeError, "must be an integer, got ndarray"),
+    "huge": (sys.maxsize + 1, ValueError, f"must be at most {sys.maxsize}, got {sys.maxsize + 1}"),
 }
 
 
@@ -509,6 +511,15 @@ def test_bad_sizes(size, error, says):
         Linear(size, 2)
     with pytest.raises(error, match=f"out_features {says}"):
         Linear(2, size)
+
+
+@pytest.mark.parametrize(
+    "shape", [(sys.maxsize, 1), (1, sys.maxsize), (sys.maxsize // 4, 1), (1 << 40, 1 << 40)], ids=repr
+)
+def test_sizes_beyond_all_memory(shape):
+    """A MemoryError, where the number of bytes overflows, too."""
+    with pytest.raises(MemoryError):
+        Linear(*shape)
 
 
 @pytest.mark.parametrize("sizes", [(1 << 40, 1 << 40), (1 << 62, 8), (1 << 70, 1)], ids=str)

@@ -265,6 +265,41 @@ def test_shared_memory_cannot_be_freed():
     assert run.returncode == 0, run.stderr
 
 
+def test_memory_that_cannot_be_handed_over():
+    """copy=False: an array that frees its memory whoever else uses it, because it is to be copied back elsewhere or
+    holds objects, is refused, and so is a view of it; a copy of it is not."""
+    with np.nditer(
+        np.ones((OUT, IN)), [], [["readwrite", "updateifcopy"]], op_dtypes=[np.float32], casting="same_kind"
+    ) as iterator:
+        copied_back = iterator.operands[0]
+        assert copied_back.flags.writebackifcopy
+        beside_objects = np.ones(1, [("weight", np.float32, (OUT, IN)), ("object", object)])["weight"][0]
+        for weight in (copied_back, copied_back[:], beside_objects):
+            assert weight.flags.carray
+            with pytest.raises(ValueError, match="cannot be shared"):
+                Linear.from_weights(weight, copy=False)
+            assert_same_bits(Linear.from_weights(weight).weight, np.ones((OUT, IN), np.float32))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="no __buffer__ in Python")
+def test_an_owner_that_reshapes_the_array_while_it_is_shared():
+    """copy=False: Python code that runs while the owner's memory is secured changes nothing of what was checked."""
+    memory = np.ones((OUT, IN), np.float32)
+
+    class Owner:
+        __array_interface__ = memory.__array_interface__
+
+        def __buffer__(self, flags):
+            weight.shape = *[1] * 50, OUT * IN
+            return memoryview(memory)
+
+    weight = np.asarray(Owner())
+    layer = Linear.from_weights(weight, copy=False)
+    assert weight.ndim == 51
+    assert layer.weight.shape == (OUT, IN)
+    assert_same_bits(layer(np.ones(IN, np.float32)), np.full(OUT, IN, np.float32))
+
+
 def test_a_shared_array_is_a_view_from_then_on():
     """copy=False: the array lives on as the layer's view does, is freed once, and can be shared a second time."""
     weight = np.arange(200_000, dtype=np.float32).reshape(400, 500)
@@ -696,6 +731,33 @@ def test_a_number_that_freezes_out(isa, problem):
 
 
 # ---- gradients, made once
+
+
+@pytest.mark.filterwarnings("error::DeprecationWarning")
+@pytest.mark.parametrize("method", WRITES_OUT)
+def test_a_warning_that_is_an_error_comes_first(isa, problem, method):
+    """NumPy warns of writing to what broadcast_arrays() gives. As an error that is one before anything is written."""
+    layer, width = layer_of(problem), OUT if method in ("call", "forward") else IN
+    out, _ = np.broadcast_arrays(np.zeros((5, 1), problem.x.dtype), np.zeros((5, width)))
+    with unchanged(layer), pytest.raises(DeprecationWarning, match="broadcast_arrays"):
+        METHODS[method](layer, problem.x, problem.grad_output, out)
+
+
+def test_a_hook_that_gives_no_array(isa, problem):
+    """What a subclass makes of a list must be an array, or it is a TypeError."""
+
+    class Odd(Linear):
+        def _as_array(self, name, value):
+            return None
+
+    layer = Odd.from_weights(problem.weight, problem.bias)
+    for call in (
+        lambda: layer([1.0] * IN),
+        lambda: layer.backward_update([1.0] * IN, [1.0] * OUT, 1),
+        lambda: setattr(layer, "weight", [[1.0] * IN] * OUT),
+    ):
+        with unchanged(layer), pytest.raises(TypeError, match="_as_array must return"):
+            call()
 
 
 @pytest.mark.thread_unsafe(reason="sets the switch interval")

@@ -182,6 +182,24 @@ def test_threads_that_cannot_be_made(limit, first):
 
 @openmp
 @linux
+@pytest.mark.parametrize("room", [2, 8, 14, 24])
+def test_room_for_the_threads_but_not_for_their_scratch(room):
+    """Under RLIMIT_AS with room for 15 more threads and so many MiB, where their scratch takes 16: right on one thread,
+    or on all. The threads are tried once the scratch is there, so OpenMP finds what the trial found."""
+    code = (
+        NO_THREADS.split("fastlinear.set_num_threads(FIRST)")[0]
+        + LIMITS["RLIMIT_AS"][0].replace("(4 << 20)", f"15 * ((8 << 20) + 4096) + ({room} << 20)")
+        + """
+fastlinear.set_num_threads(16)
+print((layer(x, y).tobytes(), layer.backward_input(x, y).tobytes()) == expected)
+"""
+    )
+    run = python(code, OPENBLAS_NUM_THREADS="1", MALLOC_ARENA_MAX="1", OMP_STACKSIZE="8M")
+    assert run.stdout == "True\n", (run.stdout, run.stderr)
+
+
+@openmp
+@linux
 def test_a_result_that_does_not_fit():
     """Under RLIMIT_AS a result that finds no room is a MemoryError, and the layer and its arguments are as before."""
     code = (

@@ -134,6 +134,15 @@ def test_changed_between_forward_and_backward():
         y.sum().backward()
 
 
+def test_a_sparse_gradient():
+    """A sparse grad_output is PyTorch's, as in nn.Linear."""
+    ours, theirs = Linear(4, 3), nn.Linear(4, 3)
+    theirs.load_state_dict(ours.state_dict())
+    x, grad_output = torch.randn(2, 4, requires_grad=True), torch.eye(2, 3).to_sparse()
+    result, expected = (torch.autograd.grad(m(x), [x, m.weight], grad_output) for m in (ours, theirs))
+    torch.testing.assert_close(result, expected)
+
+
 def test_only_what_backward_needs_must_stay():
     """As in PyTorch: a weight may change where no gradient of the input is wanted, an input where the weight is
     frozen, and parameters may come from inference mode."""
