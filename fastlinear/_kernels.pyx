@@ -230,8 +230,8 @@ cdef void product(Sum sum, const real* a, Py_ssize_t a_row, Py_ssize_t a_k, cons
 
 
 cdef void tiles(Sum sum, const real* a, Rows at, bint packed, Py_ssize_t a_panel, int high, const real* b,
-                Py_ssize_t b_row, real* y, Py_ssize_t y_row, bint turned, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t n,
-                const real* bias, bint first, bint far, char* scratch) noexcept nogil:
+                Py_ssize_t b_row, real* y, Py_ssize_t y_row, bint turned, Py_ssize_t rows, Py_ssize_t width,
+                Py_ssize_t n, const real* bias, bint first, bint far, char* scratch) noexcept nogil:
     """The tiles of a panel of b, one under another: loop 1 of product()."""
     cdef Py_ssize_t line = 64 // <Py_ssize_t> sizeof(real), r, begin, stop, across, tile_row
     cdef int tall
