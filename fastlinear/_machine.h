@@ -27,17 +27,6 @@ static inline int omp_get_max_threads(void) { return 1; }
 #define FASTLINEAR_FLAGS "unknown"
 #endif
 
-/* Where a kernel keeps its copies and sums, 192 KiB at most: on the stack. But musl gives OpenMP's threads 128 KiB in all,
-   so there each thread has them apart. That would do anywhere, but costs a forward of 5x4 3 to 5 of its 105 ns (AVX-512;
-   why was not found). -DFASTLINEAR_SMALL_STACKS asks for it elsewhere. */
-#if defined(__linux__) && !defined(__GLIBC__) || defined(FASTLINEAR_SMALL_STACKS)
-#define SCRATCH static _Thread_local _Alignas(16)
-#elif defined(_MSC_VER)
-#define SCRATCH __declspec(align(16))
-#else
-#define SCRATCH _Alignas(16)
-#endif
-
 /* Whether the processor has a feature and the operating system saves its registers: __builtin_cpu_supports reads
    CPUID and, for the wide registers, XGETBV. It takes string literals only. */
 static inline int cpu_supports(const char *feature) {
