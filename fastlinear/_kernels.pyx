@@ -80,8 +80,8 @@ cdef enum:
     A_BYTES = 1 << 19      # product: packed rows of one operand, which serve every panel of the other
     PANEL_BYTES = 1 << 18  # product: a panel of the other operand, packed or where it lies
     WORTH_A_COPY = 2048    # grad_weight: for fewer multiply-adds than that it costs more to decide than to do
-    FOLDED = 3             # product: for fewer rows of x than that grad_weight goes row by row: memory is one stream
-                           # then
+    FOLDED = 3             # product: a sum of fewer terms than that goes row by row, because memory is one stream
+                           # then; 8 is slower
     PACKED_ROWS = 24       # product: from so many rows on the other operand is packed
     TURNED_ROWS = 48       # product: turned sums that wait to be written; whole tiles of 6 and of 3, whole vectors
     THIN_BYTES = 64        # product: fewer bytes of columns than that, and the lanes run along the other side
@@ -164,7 +164,7 @@ cdef void product(Sum sum, const real* a, Py_ssize_t a_row, Py_ssize_t a_k, cons
     k0 = 0
     while k0 < k:
         n = min(k_block, k - k0)
-        if sum == RUNNING and k < FOLDED:
+        if sum != FORWARD and k < FOLDED:
             high = 1
         else:
             high = even_piece(rows, LANES_ROWS if sum == FORWARD else MOST_ROWS)
@@ -435,7 +435,10 @@ cdef void grad_weight_part(const real* x, const real* grad_output, real scale, r
     x += i_begin
     grad_output += o_begin
     out += o_begin * in_features + i_begin
-    if scale == 1 and outs * ins * batch < WORTH_A_COPY:
+    if scale == 1 and in_features == 1:
+        # One column: out is as contiguous as grad_output.
+        axpy(1, outs, batch, x, 1, 1, grad_output, out_features, out, outs, 0, AXPY_CONTINUE)
+    elif scale == 1 and outs * ins * batch < WORTH_A_COPY:
         high = even_piece(outs, MOST_ROWS)
         o = 0
         while o < outs:
@@ -531,6 +534,12 @@ cdef void stream(const real* x, const real* grad_output, real scale, real* weigh
         i0 += width
 
 
+cdef inline bint waits_for_itself(Py_ssize_t batch, Py_ssize_t ins, Py_ssize_t out_features,
+                                  const real* dtype) noexcept nogil:
+    """Whether so few columns leave one chain of additions for each row, and o is long: or there is no o at all."""
+    return out_features == 0 or (ins * <Py_ssize_t> sizeof(real) <= VECTOR_BYTES and batch * out_features > O_BLOCK)
+
+
 cdef void grad_input_part(const real* grad_output, const real* weight, real* out, Py_ssize_t b_begin, Py_ssize_t b_end,
                           Py_ssize_t i_begin, Py_ssize_t i_end, Py_ssize_t in_features, Py_ssize_t out_features,
                           char* scratch) noexcept nogil:
@@ -544,7 +553,7 @@ cdef void grad_input_part(const real* grad_output, const real* weight, real* out
             for i in range(ins):
                 out[b * in_features + i_begin + i] = 0
     elif batch <= MOST_ROWS:
-        if ins * <Py_ssize_t> sizeof(real) <= VECTOR_BYTES and batch * out_features > O_BLOCK:
+        if waits_for_itself(batch, ins, out_features, out):
             few_chains(grad_output, weight + i_begin, out + i_begin, batch, ins, in_features, out_features)
         else:
             stream(<const real*> NULL, grad_output, <real> 0, <real*> weight, out, batch, i_begin, i_end, in_features,
@@ -599,7 +608,7 @@ cdef void grad_input_loops(const real* grad_output, const real* weight, real* ou
 cdef void update_part(const real* x, const real* grad_output, real lr, real* weight, real* out, Py_ssize_t batch,
                       Py_ssize_t i_begin, Py_ssize_t i_end, Py_ssize_t in_features, Py_ssize_t out_features,
                       char* scratch) noexcept nogil:
-    if out != NULL and 0 < batch <= MOST_ROWS and out_features > 0:
+    if out != NULL and 0 < batch <= MOST_ROWS and not waits_for_itself(batch, i_end - i_begin, out_features, x):
         stream(x, grad_output, -lr, weight, out, batch, i_begin, i_end, in_features, out_features, scratch)
     else:
         if out != NULL:

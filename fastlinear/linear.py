@@ -164,9 +164,9 @@ class Linear(Layer):
 
         Needs the extra ``torch``. For a module that also computes with fastlinear, see ``fastlinear.torch.Linear``.
         """
+        weight, bias, _, _ = self._memory()
         from fastlinear.torch import module_of
 
-        weight, bias, _, _ = self._memory()
         if not copy:
             for name, parameter in (("weight", weight), ("bias", bias)):
                 self._check_frozen(f"to_torch: copy=False: {name}", parameter)

@@ -71,6 +71,9 @@ FAR = [
     # A few columns of a few rows: more blocks of o than go side by side; a thread that has no others.
     Point("grad_input", "float64", 3, 2, 3900, 2),
     Point("grad_input", "float32", 3, 18, 400, 2),
+    # A layer of one feature, whose gradient lies as its outputs do; a thin one that is updated by few rows.
+    Point("grad_weight", "float32", 89, 1, 998, 7, scale=1.0),
+    Point("update", "float64", 2, 2, 2027, 3),
 ]
 """Points past several edges at once, which random ones seldom are."""
 
