@@ -71,6 +71,8 @@ FAR = [
     # A few columns of a few rows: more blocks of o than go side by side; a thread that has no others.
     Point("grad_input", "float64", 3, 2, 3900, 2),
     Point("grad_input", "float32", 3, 18, 400, 2),
+    # The sign of a NaN.
+    Point("update", "float32", 2, 7, 8, 7, scale=0.0, values="special", seed=947307778),
     # A layer of one feature, whose gradient lies as its outputs do; a thin one that is updated by few rows.
     Point("grad_weight", "float32", 89, 1, 998, 7, scale=1.0),
     Point("update", "float64", 2, 2, 2027, 3),
@@ -351,13 +353,14 @@ def check_threads(call, kernels, plain):
 def check_parts(call, kernels, plain):
     """Points 2 and 5: rows alone, and the batch in consecutive parts."""
     batch = call.point.batch
+    # Any NaN for a NaN: on x86 its sign is that of an operand, whose order the compiler chooses for each tile.
     if call.overwritten:
         begins = some(call.rng, batch, 4)
         parts = [(b, b + 1) for b in begins] + [(b, int(call.rng.integers(b, batch)) + 1) for b in begins[-2:]]
         for begin, end in parts:
             to = call.run(kernels, call.blanks(end - begin), begin, end)
             for name in call.overwritten:
-                assert_same_bits(to[name], plain[name][begin:end], f"{name} of the rows {begin}:{end}")
+                assert_same_numbers(to[name], plain[name][begin:end], f"{name} of the rows {begin}:{end}")
     if call.accumulated:
         cuts = sorted({0, *map(int, call.rng.integers(batch + 1, size=3)), batch})
         to = call.blanks(batch)
@@ -365,7 +368,7 @@ def check_parts(call, kernels, plain):
             into = {name: to[name][begin:end] if name in call.overwritten else to[name] for name in to}
             call.run(kernels, into, begin, end)
         for name in call.accumulated:
-            assert_same_bits(to[name], plain[name], f"{name} of the rows, cut at {cuts}")
+            assert_same_numbers(to[name], plain[name], f"{name} of the rows, cut at {cuts}")
 
 
 def misaligned(array):
