@@ -29,14 +29,12 @@
 #define UNROLL _Pragma("GCC unroll 8")
 #define UNROLL16 _Pragma("GCC unroll 16")
 #define PREFETCH(p) __builtin_prefetch((const void *)(p), 1)
-#define PREFETCH_L1(p) __builtin_prefetch((const void *)(p), 0)
 #define PREFETCH_L2(p) __builtin_prefetch((const void *)(p), 0, 2)
 #else
 #define NOINLINE
 #define UNROLL
 #define UNROLL16
 #define PREFETCH(p)
-#define PREFETCH_L1(p)
 #define PREFETCH_L2(p)
 #endif
 
