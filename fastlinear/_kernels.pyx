@@ -79,12 +79,19 @@ cdef enum:
     B_BLOCK = 256          # grad_weight: rows of x that a tile adds up before it goes back to memory
     A_BYTES = 1 << 19      # product: packed rows of one operand, which serve every panel of the other
     PANEL_BYTES = 1 << 18  # product: a panel of the other operand, packed or where it lies
+    RUN_BYTES = 1 << 16    # product: packed panels that a tile of rows passes in a row before the next tile does, so that
+                           # y is written in long pieces. One panel at a time (BLIS's order) costs 5 % at 1024 squared
+                           # and 256 rows, half with 32 rows: there y is most of what moves. Twice as much is no better
+    PACKED_STEPS = 16      # product: for sums of fewer terms than that the other operand is not packed: copying it costs
+                           # more than that its rows lie far apart (100 rows, 10 outputs: half). Of 16 to 40 terms, those
+                           # whose rows are a power of two apart lose a third if not packed, the others a tenth if packed
     WORTH_A_COPY = 2048    # grad_weight: for fewer multiply-adds than that it costs more to decide than to do
     FOLDED = 3             # product: a sum of fewer terms than that goes row by row, because memory is one stream
-                           # then; 8 is slower
+    FOLDED_BYTES = 1024    # then, if rows are that long; 8 terms are slower
     PACKED_ROWS = 24       # product: from so many rows on the other operand is packed
     TURNED_ROWS = 48       # product: turned sums that wait to be written; whole tiles of 6 and of 3, whole vectors
-    THIN_BYTES = 64        # product: fewer bytes of columns than that, and the lanes run along the other side
+    THIN_BYTES = 64        # grad_weight: with fewer bytes of columns than that, and so many times more rows of x than
+    TURNED_BATCH = 4       # bytes, the lanes run along the outputs. For grad_input that pays at no batch
     CHUNK_BYTES = 16384    # stream: columns of the output that stay in L1 while rows of W pass
     STREAMS = 8            # stream: rows of W that pass together
     FAR_BYTES = 1 << 24    # a W of that size comes from memory: prefetching the next rows into L2 gains a third there,
@@ -141,11 +148,11 @@ cdef struct Rows:
     Py_ssize_t row, step, lane
 
 
-cdef void product(Sum sum, const real* a, Py_ssize_t a_row, Py_ssize_t a_k, const real* b, Py_ssize_t b_col,
-                  Py_ssize_t b_k, real* y, Py_ssize_t y_row, bint turned, Py_ssize_t rows, Py_ssize_t cols,
-                  Py_ssize_t k, real scale, const real* bias, bint far, char* scratch) noexcept nogil:
-    """y (rows, cols) from a (rows, k) and b (k, cols), whose elements are a_row, a_k, b_col, b_k apart, one of each
-    pair being 1; of y it is y_row. `turned`: y is stored (cols, rows), and scale goes with b.
+cdef void product(Sum sum, real a_scale, const real* a, Py_ssize_t a_row, Py_ssize_t a_k, real b_scale, const real* b,
+                  Py_ssize_t b_col, Py_ssize_t b_k, real* y, Py_ssize_t y_row, bint turned, Py_ssize_t rows,
+                  Py_ssize_t cols, Py_ssize_t k, const real* bias, bint far, char* scratch) noexcept nogil:
+    """y (rows, cols) from a_scale a (rows, k) and b_scale b (k, cols), whose elements are a_row, a_k, b_col, b_k apart,
+    one of each pair being 1; of y it is y_row. `turned`: y is stored (cols, rows).
 
     BLIS's loops: a block of k after another (4), of rows of a, which are packed (3), a panel of b after another (2),
     which is packed if there are rows enough to pay for it, and a tile of rows after another (1). A tile's lanes run
@@ -153,7 +160,7 @@ cdef void product(Sum sum, const real* a, Py_ssize_t a_row, Py_ssize_t a_k, cons
     """
     cdef Py_ssize_t size = sizeof(real), line = 64 // size
     cdef Py_ssize_t k_block = (K_BLOCK_BYTES // size if sum == FORWARD else O_BLOCK if sum == FRESH else B_BLOCK)
-    cdef Py_ssize_t k0, n, r0, r1, r, c0, c, width, some, most, wide, a_panel, block, b_row
+    cdef Py_ssize_t k0, n, r0, r1, r, c0, c, width, some, most, wide, run, a_panel, block, b_row
     cdef int high, tall
     cdef Rows at
     cdef bint pack_a, pack_b
@@ -164,15 +171,15 @@ cdef void product(Sum sum, const real* a, Py_ssize_t a_row, Py_ssize_t a_k, cons
     k0 = 0
     while k0 < k:
         n = min(k_block, k - k0)
-        if sum != FORWARD and k < FOLDED:
+        if sum != FORWARD and k < FOLDED and cols * size >= FOLDED_BYTES:
             high = 1
         else:
             high = even_piece(rows, LANES_ROWS if sum == FORWARD else MOST_ROWS)
         wide = line if sum == FORWARD or turned else AXPY_COLS[high] * (VECTOR_BYTES // size)
         # Packing a pays if there are panels enough; scaled it must be. A turned W is read where it lies: broadcasts of
         # single elements do not mind, and it is as large as all that is saved.
-        pack_a = (cols > 2 * wide and not (turned and sum == FORWARD)) or (scale != 1 and not turned)
-        pack_b = sum == FORWARD or b_k == 1 or (scale != 1 and turned) or rows >= PACKED_ROWS
+        pack_a = a_scale != 1 or (cols > 2 * wide and not (turned and sum == FORWARD))
+        pack_b = sum == FORWARD or b_col != 1 or b_scale != 1 or (rows >= PACKED_ROWS and n >= PACKED_STEPS)
         at.row, at.step, at.lane = a_row, line if sum == FORWARD else a_k, 1
         block, a_panel = rows, 0
         if pack_a:
@@ -183,18 +190,20 @@ cdef void product(Sum sum, const real* a, Py_ssize_t a_row, Py_ssize_t a_k, cons
             block = max(A_BYTES // (a_panel * size), 1) * high
         # How much of b is prepared at once: one panel, or some that share cache lines, or what stays in L2 as it is.
         most = PANEL_BYTES // (n * size) // 64 * 64
+        run = wide
         if sum == FORWARD or turned:
             most = wide
         elif pack_b:
-            most = max(min(PANELS, most // wide), 1) * wide
-        if not pack_b and not turned:
-            wide = most
+            run = max(RUN_BYTES // (n * wide * size), 1) * wide
+            most = max(run, min(PANELS * wide, most // wide * wide))
+        else:
+            run = wide = most
         r0 = 0
         while r0 < rows:
             r1 = min(r0 + block, rows)
             a_block = <const real*> packed_a if pack_a else a + r0 * a_row + k0 * a_k
             if pack_a and sum != FORWARD and a_row == 1:
-                copy_scaled(n, r1 - r0, high, a + k0 * a_k + r0, a_k, 1 if turned else scale, packed_a)
+                copy_scaled(n, r1 - r0, high, a + k0 * a_k + r0, a_k, a_scale, packed_a)
             elif pack_a:
                 r = r0
                 while r < r1:
@@ -210,17 +219,21 @@ cdef void product(Sum sum, const real* a, Py_ssize_t a_row, Py_ssize_t a_k, cons
                 b_panel, b_row = <const real*> packed_b, 0
                 if sum == FORWARD:
                     pack_lanes(<int> width, n, b + c0 * b_col + k0, b_col, <int> line, LANES_AT_ONCE, packed_b)
-                elif b_k == 1:
-                    pack(<int> width, n, b + c0 * b_col + k0, b_col, <int> width, packed_b)
+                elif b_col != 1:
+                    c = c0
+                    while c < c0 + width:
+                        some = min(wide, c0 + width - c)
+                        pack(<int> some, n, b + c * b_col + k0, b_col, <int> some, packed_b + (c - c0) * n)
+                        c += wide
                 elif pack_b:
-                    copy_scaled(n, width, <int> wide, b + k0 * b_k + c0, b_k, scale if turned else 1, packed_b)
+                    copy_scaled(n, width, <int> wide, b + k0 * b_k + c0, b_k, b_scale, packed_b)
                 else:
                     b_panel, b_row = b + k0 * b_k + c0, b_k
                 c = c0
                 while c < c0 + width:
-                    some = min(wide, c0 + width - c)
-                    tiles(sum, a_block, at, pack_a, a_panel, high, b_panel + (c - c0) * (n if pack_b else 1),
-                          b_row if b_row else some, y + (c * y_row + r0 if turned else r0 * y_row + c), y_row, turned,
+                    some = min(run, c0 + width - c)
+                    tiles(sum, a_block, at, pack_a, a_panel, high, b_panel + (c - c0) * (n if pack_b else 1), b_row,
+                          wide, y + (c * y_row + r0 if turned else r0 * y_row + c), y_row, turned,
                           r1 - r0, some, n, bias + (r0 if turned else c) if bias != NULL and k0 + n == k else NULL,
                           k0 == 0, far and c == 0, scratch)
                     c += some
@@ -230,10 +243,10 @@ cdef void product(Sum sum, const real* a, Py_ssize_t a_row, Py_ssize_t a_k, cons
 
 
 cdef void tiles(Sum sum, const real* a, Rows at, bint packed, Py_ssize_t a_panel, int high, const real* b,
-                Py_ssize_t b_row, real* y, Py_ssize_t y_row, bint turned, Py_ssize_t rows, Py_ssize_t width,
+                Py_ssize_t b_row, Py_ssize_t wide, real* y, Py_ssize_t y_row, bint turned, Py_ssize_t rows, Py_ssize_t width,
                 Py_ssize_t n, const real* bias, bint first, bint far, char* scratch) noexcept nogil:
     """The tiles of a panel of b, one under another: loop 1 of product()."""
-    cdef Py_ssize_t line = 64 // <Py_ssize_t> sizeof(real), r, begin, stop, across, tile_row
+    cdef Py_ssize_t line = 64 // <Py_ssize_t> sizeof(real), r, c, some, begin, stop, across, tile_row
     cdef int tall
     cdef real* sums = <real*> (scratch + TURNED_AT)
     cdef real* tile
@@ -258,8 +271,13 @@ cdef void tiles(Sum sum, const real* a, Rows at, bint packed, Py_ssize_t a_panel
             else:
                 a_tile = a + (r * n if packed else r * at.row)
                 across = AXPY_COLS[tall] * (VECTOR_BYTES // <Py_ssize_t> sizeof(real))
-                axpy(tall, width, n, a_tile, at.row, tall if packed else at.step, b, b_row, tile, tile_row,
-                     across if width > across else tall * tile_row, mode)
+                c = 0
+                while c < width:
+                    some = min(wide, width - c)
+                    axpy(tall, some, n, a_tile, at.row, tall if packed else at.step, b + c * (1 if b_row else n),
+                         b_row if b_row else some, tile + c, tile_row,
+                         across if width - c > across else tall * tile_row, mode)
+                    c += wide
             r += tall
         if turned:
             end.y, end.row, end.bias, end.first = y + begin, y_row, bias + begin if bias != NULL else NULL, \
@@ -314,39 +332,50 @@ cdef inline double waste(Py_ssize_t n, Py_ssize_t lanes) noexcept nogil:
     return <double> (pieces(n, lanes) * lanes) / n - 1
 
 
-cdef void forward_cheapest(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
-                           Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t row, Py_ssize_t out_row,
-                           bint far, char* scratch) noexcept nogil:
-    """A long block of k by the cheapest way."""
+cdef enum Way:
+    DOTS, NARROW_W, PACKED_W, TURNED
+
+
+cdef Way cheapest_way(Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t outs, bint whole_rows,
+                      const real* dtype) noexcept nogil:
+    """The way that costs least, by what each costs in times of its multiply-adds: sums over lanes; transposing W, sums,
+    x; lanes without work; W from beyond L2. bench/fit.py fits the constants. Against the best way at each point, those
+    for 16 registers lose 4 % on average (AVX2, 1,000 random points), those for 32 0.1 % (AVX-512, 180)."""
     cdef Py_ssize_t lanes = 64 // sizeof(real)
-    cdef double dots_cost, packed_cost, turned_cost
-    if in_features <= NARROW and in_features == row and in_features <= 8 * batch and batch * outs >= 16:
-        forward_narrow(x, weight, bias, out, batch, in_features, outs, out_row)
-        return
+    cdef double dots, packed, turned
+    if in_features <= NARROW and whole_rows and in_features <= 8 * batch and batch * outs >= 16:
+        return NARROW_W
     if batch < COPIED_BATCH:
-        forward_dots(x, weight, bias, out, batch, in_features, outs, row, out_row, far)
-        return
-    # What each costs, in times of the multiply-adds alone: sums over lanes; transposing W, sums, x; lanes without work;
-    # W from beyond L2. By least squares over 3,900 random points on AVX2, where the rule costs 3 % against the best
-    # choice of each; with 32 registers over 180 points, where it costs 0.1 %.
+        return DOTS
     if VECTOR_REGISTERS == 32:
-        dots_cost = 2.7 * lanes / in_features + min(batch, 64) / 1800.0
-        packed_cost = 11.5 / batch + waste(outs, lanes)
-        turned_cost = 16.0 / outs + 0.9 * lanes / in_features + waste(batch, lanes) + batch / 3000.0
+        dots = 2.7 * lanes / in_features + min(batch, 64) / 1800.0
+        packed = 11.5 / batch + waste(outs, lanes)
+        turned = 16.0 / outs + 0.9 * lanes / in_features + waste(batch, lanes) + batch / 3000.0
     else:
-        dots_cost = 1.79 + 10.8 * lanes / in_features - min(batch, 64) / 190.0 + 7.1 / outs
+        dots = 1.35 + 7.1 * lanes / in_features - min(batch, 64) / 230.0 + 4.3 / outs
         if in_features * outs * <Py_ssize_t> sizeof(real) > PAST_L2_BYTES:
-            dots_cost += 0.2
-        packed_cost = 1.23 + 6.0 * lanes / in_features + 11.2 / batch + 8.5 / outs + 1.39 * waste(outs, lanes // 2)
-        turned_cost = 1.26 + 7.0 * lanes / in_features + 13.3 / outs + 7.5 / batch + 1.24 * waste(batch, lanes // 2)
-    if dots_cost <= packed_cost and dots_cost <= turned_cost:
+            dots += 0.13
+        packed = 0.88 + 3.4 * lanes / in_features + 8.6 / batch + 6.5 / outs + 0.75 * waste(outs, lanes // 2)
+        turned = 0.83 + 4.4 * lanes / in_features + 9.5 / outs + 6.0 / batch + 0.98 * waste(batch, lanes // 2)
+    if dots <= packed and dots <= turned:
+        return DOTS
+    return PACKED_W if packed <= turned else TURNED
+
+
+cdef void forward_block(Way way, const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
+                        Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t row, Py_ssize_t out_row, bint far,
+                        char* scratch) noexcept nogil:
+    """A long block of k, or less."""
+    if way == DOTS:
         forward_dots(x, weight, bias, out, batch, in_features, outs, row, out_row, far)
-    elif packed_cost <= turned_cost:
-        product(FORWARD, x, row, 1, weight, row, 1, out, out_row, False, batch, outs, in_features, <real> 1, bias,
-                False, scratch)
+    elif way == NARROW_W:
+        forward_narrow(x, weight, bias, out, batch, in_features, outs, out_row)
+    elif way == PACKED_W:
+        product(FORWARD, <real> 1, x, row, 1, <real> 1, weight, row, 1, out, out_row, False, batch, outs, in_features,
+                bias, False, scratch)
     else:
-        product(FORWARD, weight, row, 1, x, row, 1, out, out_row, True, outs, batch, in_features, <real> 1, bias, far,
-                scratch)
+        product(FORWARD, <real> 1, weight, row, 1, <real> 1, x, row, 1, out, out_row, True, outs, batch, in_features,
+                bias, far, scratch)
 
 
 cdef void forward_long(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
@@ -354,7 +383,7 @@ cdef void forward_long(const real* x, const real* weight, const real* bias, real
                        bint far, char* scratch) noexcept nogil:
     """Long block after long block, a few outputs at a time: the first into out, the others apart and then added."""
     cdef real* waiting = <real*> (scratch + WAITING_AT)
-    cdef Py_ssize_t long_block = LONG_BLOCKS * (K_BLOCK_BYTES // sizeof(real)), k0, o0, b0, o, b, some, rows
+    cdef Py_ssize_t long_block = LONG_BLOCKS * (K_BLOCK_BYTES // sizeof(real)), k0, k, o0, b0, o, b, some, rows
     o0 = 0
     while o0 < outs:
         some = min(LONG_OUTS, outs - o0)
@@ -363,10 +392,10 @@ cdef void forward_long(const real* x, const real* weight, const real* bias, real
             rows = min(LONG_ROWS, batch - b0)
             k0 = 0
             while k0 < in_features:
-                forward_cheapest(x + b0 * row + k0, weight + o0 * row + k0, <const real*> NULL,
-                                 waiting if k0 else out + b0 * out_row + o0, rows,
-                                 min(long_block, in_features - k0), some, row, LONG_OUTS if k0 else out_row, far,
-                                 scratch)
+                k = min(long_block, in_features - k0)
+                forward_block(cheapest_way(rows, k, some, False, x), x + b0 * row + k0, weight + o0 * row + k0,
+                              <const real*> NULL, waiting if k0 else out + b0 * out_row + o0, rows, k, some, row,
+                              LONG_OUTS if k0 else out_row, far, scratch)
                 for b in range(rows if k0 else 0):
                     for o in range(some):
                         out[(b0 + b) * out_row + o0 + o] += waiting[b * LONG_OUTS + o]
@@ -395,7 +424,8 @@ cdef void forward_part(const real* x, const real* weight, const real* bias, real
             for o in range(outs):
                 out[b * out_features + o] = 0 + bias[o] if bias != NULL else 0
     elif in_features <= LONG_BLOCKS * (K_BLOCK_BYTES // <Py_ssize_t> sizeof(real)):
-        forward_cheapest(x, weight, bias, out, batch, in_features, outs, in_features, out_features, far, scratch)
+        forward_block(cheapest_way(batch, in_features, outs, True, x), x, weight, bias, out, batch, in_features, outs,
+                      in_features, out_features, far, scratch)
     else:
         forward_long(x, weight, bias, out, batch, in_features, outs, in_features, out_features, far, scratch)
 
@@ -428,16 +458,17 @@ cdef void forward_loops(const real* x, const real* weight, const real* bias, rea
 cdef void grad_weight_part(const real* x, const real* grad_output, real scale, real* out, Py_ssize_t batch,
                            Py_ssize_t o_begin, Py_ssize_t o_end, Py_ssize_t i_begin, Py_ssize_t i_end,
                            Py_ssize_t in_features, Py_ssize_t out_features, char* scratch) noexcept nogil:
-    cdef Py_ssize_t outs = o_end - o_begin, ins = i_end - i_begin, o
+    cdef Py_ssize_t outs = o_end - o_begin, ins = i_end - i_begin, size = sizeof(real), o
     cdef int high
     if outs == 0 or ins == 0 or batch == 0:
         return
     x += i_begin
     grad_output += o_begin
     out += o_begin * in_features + i_begin
-    if scale == 1 and in_features == 1:
-        # One column: out is as contiguous as grad_output.
-        axpy(1, outs, batch, x, 1, 1, grad_output, out_features, out, outs, 0, AXPY_CONTINUE)
+    if in_features == 1:
+        # One column, which is as contiguous as a row.
+        product(RUNNING, <real> 1, x, 1, 1, scale, grad_output, 1, out_features, out, outs, False, 1, outs, batch,
+                <const real*> NULL, False, scratch)
     elif scale == 1 and outs * ins * batch < WORTH_A_COPY:
         high = even_piece(outs, MOST_ROWS)
         o = 0
@@ -445,13 +476,13 @@ cdef void grad_weight_part(const real* x, const real* grad_output, real scale, r
             axpy(<int> min(high, outs - o), ins, batch, grad_output + o, 1, out_features, x, in_features,
                  out + o * in_features, in_features, 0, AXPY_CONTINUE)
             o += high
-    elif ins * <Py_ssize_t> sizeof(real) < THIN_BYTES and outs > ins and batch > 1:
+    elif ins * size < THIN_BYTES and outs > ins and batch > TURNED_BATCH * ins * size:
         # Lanes run along the outputs.
-        product(RUNNING, x, 1, in_features, grad_output, 1, out_features, out, in_features, True, ins, outs, batch,
-                scale, <const real*> NULL, False, scratch)
+        product(RUNNING, <real> 1, x, 1, in_features, scale, grad_output, 1, out_features, out, in_features, True, ins,
+                outs, batch, <const real*> NULL, False, scratch)
     else:
-        product(RUNNING, grad_output, 1, out_features, x, 1, in_features, out, in_features, False, outs, ins, batch,
-                scale, <const real*> NULL, False, scratch)
+        product(RUNNING, scale, grad_output, 1, out_features, <real> 1, x, 1, in_features, out, in_features, False,
+                outs, ins, batch, <const real*> NULL, False, scratch)
 
 
 cdef void grad_weight_share(const real* x, const real* grad_output, real scale, real* out, Py_ssize_t batch,
@@ -558,13 +589,13 @@ cdef void grad_input_part(const real* grad_output, const real* weight, real* out
         else:
             stream(<const real*> NULL, grad_output, <real> 0, <real*> weight, out, batch, i_begin, i_end, in_features,
                    out_features, scratch)
-    elif ins * <Py_ssize_t> sizeof(real) < THIN_BYTES and batch > ins:
-        # Lanes run along the batch.
-        product(FRESH, weight + i_begin, 1, in_features, grad_output, out_features, 1, out + i_begin, in_features, True,
-                ins, batch, out_features, <real> 1, <const real*> NULL, False, scratch)
+    elif in_features == 1:
+        # One column, which is as contiguous as a row: lanes run along the batch.
+        product(FRESH, <real> 1, weight, 1, 1, <real> 1, grad_output, out_features, 1, out, batch, False, 1, batch,
+                out_features, <const real*> NULL, False, scratch)
     else:
-        product(FRESH, grad_output, out_features, 1, weight + i_begin, 1, in_features, out + i_begin, in_features,
-                False, batch, ins, out_features, <real> 1, <const real*> NULL, False, scratch)
+        product(FRESH, <real> 1, grad_output, out_features, 1, <real> 1, weight + i_begin, 1, in_features,
+                out + i_begin, in_features, False, batch, ins, out_features, <const real*> NULL, False, scratch)
 
 
 cdef void few_chains(const real* grad_output, const real* weight, real* out, Py_ssize_t batch, Py_ssize_t ins,
@@ -687,6 +718,21 @@ def forward(const real[:, ::1] x, const real[:, ::1] weight, const real[::1] bia
         else:
             forward_share(&x[0, 0], &weight[0, 0], b, &out[0, 0], x.shape[0], x.shape[1], weight.shape[0], thread,
                           threads, scratch)
+
+
+def forward_by(str way, const real[:, ::1] x, const real[:, ::1] weight, real[:, ::1] out):
+    """forward without bias by one of the ways "dots", "narrow", "packed", "turned", for bench/fit.py and the tests."""
+    cdef char* scratch = check_threads(1, -1)
+    cdef Way by = <Way> <int> ["dots", "narrow", "packed", "turned"].index(way)
+    cdef Py_ssize_t most = NARROW if by == NARROW_W else LONG_BLOCKS * (K_BLOCK_BYTES // <Py_ssize_t> sizeof(real))
+    check_length("x's axis 1", x.shape[1], weight.shape[1])
+    check_length("out's axis 0", out.shape[0], x.shape[0])
+    check_length("out's axis 1", out.shape[1], weight.shape[0])
+    if not (0 < x.shape[1] <= most and x.shape[0] and weight.shape[0]):
+        raise ValueError(f"{way} takes 1 to {most} features and at least a row and an output")
+    with nogil:
+        forward_block(by, &x[0, 0], &weight[0, 0], <const real*> NULL, &out[0, 0], x.shape[0], x.shape[1],
+                      weight.shape[0], x.shape[1], weight.shape[0], False, scratch)
 
 
 def grad_input(const real[:, ::1] grad_output, const real[:, ::1] weight, real[:, ::1] out, int threads=1,

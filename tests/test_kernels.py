@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastlinear import reference
+from fastlinear import _dispatch, reference
 
 from .helpers import (
     DTYPES,
@@ -350,3 +350,23 @@ def test_impossible_numbers_of_threads(compiled, threads):
     }.items():
         with pytest.raises(ValueError, match="threads must be from 1 to 1024, got"):
             getattr(compiled, kernel)(*arguments, threads=threads)
+
+
+@pytest.mark.parametrize("way", ["dots", "narrow", "packed", "turned"])
+def test_each_way_through_forward_gives_the_same_bits(compiled_isa, dtype, way):
+    """Whichever forward picks for a shape is a question of speed alone: sizes that it would give to another, too."""
+    kernels = _dispatch.load(compiled_isa)
+    rng = np.random.default_rng(7)
+    most = 40 if way == "narrow" else 2 * 4096 // np.dtype(dtype).itemsize
+    for _ in range(60):
+        batch, outs = (int(np.exp(rng.uniform(0, np.log(70)))) for _ in range(2))
+        features = int(np.exp(rng.uniform(0, np.log(most + 1))))
+        x, weight = (
+            rng.standard_normal((batch, features)).astype(dtype),
+            rng.standard_normal((outs, features)).astype(dtype),
+        )
+        expected, got = np.empty((batch, outs), dtype), np.full((batch, outs), np.nan, dtype)
+        for b in range(batch):
+            kernels.forward(x[b : b + 1], weight, None, expected[b : b + 1])
+        kernels.forward_by(way, x, weight, got)
+        assert got.tobytes() == expected.tobytes(), f"{batch} rows, {features} to {outs}"
