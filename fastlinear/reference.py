@@ -235,6 +235,7 @@ def derivative(
     if thread <= 0:
         out[...] = formula(_wide(grad_output), _wide(values))
 
+
 # ---- losses: each returns the sum of the rows' losses, and writes scale times its gradient into out
 
 
