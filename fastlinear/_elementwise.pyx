@@ -1,22 +1,24 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: freethreading_compatible=True
-"""What is done to every element of an array: activations and their derivatives, optimisers.
+"""What is done to every element of an array: activations and their derivatives, losses, optimisers.
 
     activate      out[j]  = f(x[j])                               softmax: over each row
     derivative    out[j]  = grad_output[j] f'(x[j])               grad before the activation
 
+    squared_error, huber, hinge, log_loss                         loss and gradient
     sgd, adam     parameter -= ...                                 and what they keep from step to step
     squares, scale                                                for the norm of a gradient
 
-`kind` is a place in reference.ACTIVATIONS. The arithmetic is in _activation.h and _optimiser.h; here are the choice of a
-function and the threads. setup.py compiles this file once for each instruction set, as it does _kernels.pyx.
+`kind` is a place in reference.ACTIVATIONS. The arithmetic is in _activation.h, _loss.h and
+_optimiser.h; here are the choice of a function and the threads. setup.py compiles this file once for each instruction set, as it does _kernels.pyx.
 """
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport prange
+from libc.stdint cimport int64_t
 
 from fastlinear._table cimport (
     ELU, GELU, IDENTITY, LEAKY_RELU, RELU, SIGMOID, SILU, SOFTMAX, TANH, Elementwise, ElementwiseTable,
-    activate_kernel, adam_kernel, derivative_kernel, scale_kernel, sgd_kernel, squares_kernel)
+    activate_kernel, adam_kernel, derivative_kernel, label_loss, number_loss, scale_kernel, sgd_kernel, squares_kernel)
 
 ctypedef fused real:
     float
@@ -26,6 +28,17 @@ cdef extern from "_activation.h" nogil:
     # Macros that choose the function for the dtype of their first pointer, which is float* or double*, not void*.
     void relu(const void* x, void* out, Py_ssize_t n)
     void relu_derivative(const void* grad_output, const void* output, void* out, Py_ssize_t n)
+
+cdef extern from "_loss.h" nogil:
+    # The same.
+    double squared_error_sum(const void* output, const void* target, void* out, Py_ssize_t n, double scale)
+    double huber_sum(const void* output, const void* target, void* out, Py_ssize_t n, double scale)
+    double hinge_sum(const void* scores, const int64_t* labels, void* out, Py_ssize_t rows, Py_ssize_t columns,
+                     double scale)
+    double logistic_sum(const void* scores, const int64_t* labels, void* out, Py_ssize_t rows, Py_ssize_t columns,
+                        double scale)
+    double cross_entropy_sum(const void* scores, const int64_t* labels, void* out, Py_ssize_t rows, Py_ssize_t columns,
+                             double scale)
 
 cdef extern from "_optimiser.h" nogil:
     # The same.
@@ -70,6 +83,30 @@ cdef void activate_loops(int kind, const real* x, real* out, Py_ssize_t rows, Py
 cdef void derivative_loops(int kind, const real* grad_output, const real* output, const real* before, real* out,
                            Py_ssize_t rows, Py_ssize_t columns, int threads) noexcept nogil:
     derivative_some(kind, grad_output, output, before, out, rows, columns)
+
+
+# ---- losses
+
+cdef double squared_error_loop(const real* output, const real* target, double scale, real* out, Py_ssize_t rows,
+                               Py_ssize_t columns) noexcept nogil:
+    return squared_error_sum(output, target, out, rows * columns, scale)
+
+
+cdef double huber_loop(const real* output, const real* target, double scale, real* out, Py_ssize_t rows,
+                       Py_ssize_t columns) noexcept nogil:
+    return huber_sum(output, target, out, rows * columns, scale)
+
+
+cdef double hinge_loop(const real* scores, const int64_t* labels, double scale, real* out, Py_ssize_t rows,
+                       Py_ssize_t columns) noexcept nogil:
+    return hinge_sum(scores, labels, out, rows, columns, scale)
+
+
+cdef double log_loss_loop(const real* scores, const int64_t* labels, double scale, real* out, Py_ssize_t rows,
+                          Py_ssize_t columns) noexcept nogil:
+    if columns == 1:
+        return logistic_sum(scores, labels, out, rows, 1, scale)
+    return cross_entropy_sum(scores, labels, out, rows, columns, scale)
 
 
 # ---- optimisers
@@ -167,6 +204,58 @@ def derivative(int kind, const real[:, ::1] grad_output, const real[:, ::1] outp
         derivative_loops(kind, &grad_output[0, 0], y, x, &out[0, 0], grad_output.shape[0], grad_output.shape[1], threads)
 
 
+cdef int check_labels(const int64_t[::1] labels, Py_ssize_t rows, Py_ssize_t columns) except -1:
+    cdef Py_ssize_t r
+    check_length("labels", labels.shape[0], rows)
+    for r in range(rows):
+        if not 0 <= labels[r] < max(columns, 2 if columns == 1 else 0):
+            raise ValueError(f"labels has {labels[r]} at {r}, where there are {columns} columns")
+    return 0
+
+
+def squared_error(const real[:, ::1] output, const real[:, ::1] target, double scale, real[:, ::1] out):
+    """The sum of (output - target)^2 / 2. out = scale (output - target), and may be output or target."""
+    check_same("target", target, output)
+    check_same("out", out, output)
+    cdef double total
+    with nogil:
+        total = squared_error_loop(&output[0, 0], &target[0, 0], scale, &out[0, 0], output.shape[0], output.shape[1])
+    return total
+
+
+def huber(const real[:, ::1] output, const real[:, ::1] target, double scale, real[:, ::1] out):
+    """The sum of d^2 / 2 where |d| <= 1 and of |d| - 1/2 elsewhere, d = output - target.
+    out = scale clip(d, -1, 1), and may be output or target."""
+    check_same("target", target, output)
+    check_same("out", out, output)
+    cdef double total
+    with nogil:
+        total = huber_loop(&output[0, 0], &target[0, 0], scale, &out[0, 0], output.shape[0], output.shape[1])
+    return total
+
+
+def hinge(const real[:, ::1] scores, const int64_t[::1] labels, double scale, real[:, ::1] out):
+    """The sum of max(0, 1 - z), z = sign score, where sign is 1 for the label's column and -1 for the others; one
+    column is that of label 1. out = -scale sign where z <= 1, else 0, and may be scores."""
+    check_same("out", out, scores)
+    check_labels(labels, scores.shape[0], scores.shape[1])
+    cdef double total
+    with nogil:
+        total = hinge_loop(&scores[0, 0], &labels[0], scale, &out[0, 0], scores.shape[0], scores.shape[1])
+    return total
+
+
+def log_loss(const real[:, ::1] scores, const int64_t[::1] labels, double scale, real[:, ::1] out):
+    """The sum of -log p(label) over the rows. One column is the score of label 1 against label 0, p(1) = 1 / (1 +
+    exp(-score)); of several, p = softmax(scores). out = scale (p - [the label's column]), and may be scores."""
+    check_same("out", out, scores)
+    check_labels(labels, scores.shape[0], scores.shape[1])
+    cdef double total
+    with nogil:
+        total = log_loss_loop(&scores[0, 0], &labels[0], scale, &out[0, 0], scores.shape[0], scores.shape[1])
+    return total
+
+
 cdef int check_threads(int threads, int thread) except -1:
     if not 1 <= threads <= 1024:
         raise ValueError(f"threads must be from 1 to 1024, got {threads}")
@@ -230,9 +319,13 @@ def scale(double factor, real[::1] array):
 
 cdef ElementwiseTable elementwise_table = ElementwiseTable(
     Elementwise(<activate_kernel> activate_loops[float], <derivative_kernel> derivative_loops[float],
+                <number_loss> squared_error_loop[float], <number_loss> huber_loop[float],
+                <label_loss> hinge_loop[float], <label_loss> log_loss_loop[float],
                 <sgd_kernel> sgd_loops[float], <adam_kernel> adam_loops[float], <squares_kernel> squares_loop[float],
                 <scale_kernel> scale_loop[float]),
     Elementwise(<activate_kernel> activate_loops[double], <derivative_kernel> derivative_loops[double],
+                <number_loss> squared_error_loop[double], <number_loss> huber_loop[double],
+                <label_loss> hinge_loop[double], <label_loss> log_loss_loop[double],
                 <sgd_kernel> sgd_loops[double], <adam_kernel> adam_loops[double], <squares_kernel> squares_loop[double],
                 <scale_kernel> scale_loop[double]))
 table = PyCapsule_New(&elementwise_table, "fastlinear.ElementwiseTable", NULL)
