@@ -183,7 +183,5 @@ cdef class Layer(Model):
     cdef inline bint can_write_grad_input(self, Pass* p, result, x, bint input_grad) noexcept
     cdef inline bint can_accumulate(self, Pass* p, x, grad_output, gx, bint input_grad) noexcept
     cdef inline bint can_update(self, Pass* p, x, grad_output, gx, bint input_grad) noexcept
-    cdef inline run_forward(self, x, out)
-    cdef inline run_backward(self, x, grad_output, out, double scale, bint input_grad)
 
 cdef delivered(result, out)

@@ -553,6 +553,17 @@ cdef class Layer(Model):
         p.result = self.bytes(<cnp.ndarray> result, p.rows, self.in_features)
         return (apart(p.result, p.x) and apart(p.result, p.grad_output) and self.apart_from_parameters(p.result))
 
+    cdef inline bint can_accumulate(self, Pass* p, x, grad_output, gx, bint input_grad) noexcept:
+        """Whether a kernel can add to the gradients, which must be there, from x and grad_output as they are."""
+        return (load_int(&self.has_gradients) and self.can_read_both(p, x, grad_output)
+                and self.can_write_grad_input(p, gx, x, input_grad) and self.apart_from_gradients(p.result)
+                and self.apart_from_gradients(p.x) and self.apart_from_gradients(p.grad_output))
+
+    cdef inline bint can_update(self, Pass* p, x, grad_output, gx, bint input_grad) noexcept:
+        """Whether a kernel can change the parameters from x and grad_output as they are."""
+        return (self.can_read_both(p, x, grad_output) and self.can_write_grad_input(p, gx, x, input_grad)
+                and self.apart_from_parameters(p.x) and self.apart_from_parameters(p.grad_output))
+
     cdef int check_both(self, cnp.ndarray x, cnp.ndarray grad_output, out, bint input_grad) except -1:
         """The same of x and grad_output together, and of where grad_input is to go."""
         self.check_rows("x", x, self.in_features)
@@ -679,7 +690,7 @@ cdef class Layer(Model):
     # ---- forward
 
     def __call__(self, x, out=None):
-        return self.run_forward(x, out)
+        return run_forward(self, x, out)
 
     def forward(self, x, out=None):
         """y = x Wᵀ + b for every row of x (Torch7: forward, updateOutput; BLAS: gemm, gemv). ``layer(x)`` is the same.
@@ -694,33 +705,7 @@ cdef class Layer(Model):
         >>> y[0]
         array([16., 35.], dtype=float32)
         """
-        return self.run_forward(x, out)
-
-    cdef inline run_forward(self, x, out):
-        cdef Pass p
-        cdef Work work
-        cdef object y = out
-        cdef Kernels* table = kernels_of(self.is_double)
-        if out is None and self.can_read(x, self.in_features):
-            y = self.empty(<cnp.ndarray> x, self.out_features)
-        if not self.can_map(&p, &p.x, x, self.in_features, y, self.out_features):
-            x = self.taken("x", x)
-            self.taken_out(out)
-            self.check_rows("x", x, self.in_features)
-            self.check_out(out, x, self.out_features)
-            x = self.plain(x)
-            y = self.empty(<cnp.ndarray> x, self.out_features)
-            if not self.can_map(&p, &p.x, x, self.in_features, y, self.out_features):
-                raise self.changed()
-        if table == NULL:
-            kernels.forward(x.reshape(p.rows, self.in_features), self.W.view(), view_of(self.b),
-                            y.reshape(p.rows, self.out_features))
-        elif p.rows:
-            begin(&work, self.size(p.rows), 0)
-            table.forward(p.x.begin, self.w_span.begin, self.b_span.begin, p.result.begin,
-                          p.rows, self.in_features, self.out_features, work.threads, work.scratch)
-            end(&work)
-        return delivered(y, out)
+        return run_forward(self, x, out)
 
     # ---- backward
 
@@ -739,7 +724,7 @@ cdef class Layer(Model):
         array([[ 1.,  0.,  2.],
                [-1.,  0., -2.]], dtype=float32)
         """
-        return self.run_backward(x, grad_output, out, self.number("scale", scale), input_grad)
+        return run_backward(self, x, grad_output, out, self.number("scale", scale), input_grad)
 
     def backward_params(self, x, grad_output, scale=1.0):
         """grad_weight += scale · grad_outputᵀ x and grad_bias += scale · Σ grad_output (Torch7: accGradParameters;
@@ -755,50 +740,7 @@ cdef class Layer(Model):
         >>> layer.grad_bias
         array([ 11., -11.], dtype=float32)
         """
-        self.run_backward(x, grad_output, None, self.number("scale", scale), False)
-
-    cdef inline bint can_accumulate(self, Pass* p, x, grad_output, gx, bint input_grad) noexcept:
-        """Whether a kernel can add to the gradients, which must be there, from x and grad_output as they are."""
-        return (load_int(&self.has_gradients) and self.can_read_both(p, x, grad_output)
-                and self.can_write_grad_input(p, gx, x, input_grad) and self.apart_from_gradients(p.result)
-                and self.apart_from_gradients(p.x) and self.apart_from_gradients(p.grad_output))
-
-    cdef inline run_backward(self, x, grad_output, out, double scale, bint input_grad):
-        cdef Pass p
-        cdef Work work
-        cdef object gx = out
-        cdef Kernels* table = kernels_of(self.is_double)
-        if input_grad and out is None and self.can_read(x, self.in_features):
-            gx = self.empty(<cnp.ndarray> x, self.in_features)
-        if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
-            x, grad_output = self.taken("x", x), self.taken("grad_output", grad_output)
-            self.taken_out(out)
-            self.check_both(x, grad_output, out, input_grad)
-            self.ensure_gradients()
-            x, grad_output = self.plain_apart(x), self.plain_apart(grad_output)
-            gx = self.empty(<cnp.ndarray> x, self.in_features) if input_grad else None
-            if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
-                raise self.changed()
-        self.check_writable(self.grad_W, self.grad_b)
-        if table == NULL:
-            x, grad_output = x.reshape(p.rows, self.in_features), grad_output.reshape(p.rows, self.out_features)
-            if input_grad:
-                kernels.grad_input(grad_output, self.W.view(), gx.reshape(p.rows, self.in_features))
-            kernels.grad_weight(x, grad_output, scale, self.grad_W.view())
-            if self.b is not None:
-                kernels.grad_bias(grad_output, scale, self.grad_b.view())
-        elif p.rows:
-            begin(&work, self.size(p.rows), 0)
-            if input_grad:
-                table.grad_input(p.grad_output.begin, self.w_span.begin, p.result.begin,
-                                 p.rows, self.in_features, self.out_features, work.threads, work.scratch)
-            table.grad_weight(p.x.begin, p.grad_output.begin, scale, self.grad_w_span.begin,
-                              p.rows, self.in_features, self.out_features, work.threads, work.scratch)
-            if self.b_span.begin != NULL:
-                table.grad_bias(p.grad_output.begin, scale, self.grad_b_span.begin,
-                                p.rows, self.out_features)
-            end(&work)
-        return delivered(gx, out)
+        run_backward(self, x, grad_output, None, self.number("scale", scale), False)
 
     def backward_input(self, grad_output, out=None):
         """grad_input = grad_output W (Torch7: updateGradInput; BLAS: gemm, gemv transposed).
@@ -878,11 +820,6 @@ cdef class Layer(Model):
             end(&work)
         return delivered(gx, out)
 
-    cdef inline bint can_update(self, Pass* p, x, grad_output, gx, bint input_grad) noexcept:
-        """Whether a kernel can change the parameters from x and grad_output as they are."""
-        return (self.can_read_both(p, x, grad_output) and self.can_write_grad_input(p, gx, x, input_grad)
-                and self.apart_from_parameters(p.x) and self.apart_from_parameters(p.grad_output))
-
     # ---- the parameters
 
     def step(self, lr):
@@ -928,6 +865,73 @@ cdef class Layer(Model):
         if self.grad_b_span.begin != NULL:
             memset(self.grad_b_span.begin, 0, self.grad_b_span.end - self.grad_b_span.begin)
         end(&work)
+
+
+# ---- the ways of a call
+
+cdef run_forward(Layer self, x, out):
+    cdef Pass p
+    cdef Work work
+    cdef object y = out
+    cdef Kernels* table = kernels_of(self.is_double)
+    if out is None and self.can_read(x, self.in_features):
+        y = self.empty(<cnp.ndarray> x, self.out_features)
+    if not self.can_map(&p, &p.x, x, self.in_features, y, self.out_features):
+        x = self.taken("x", x)
+        self.taken_out(out)
+        self.check_rows("x", x, self.in_features)
+        self.check_out(out, x, self.out_features)
+        x = self.plain(x)
+        y = self.empty(<cnp.ndarray> x, self.out_features)
+        if not self.can_map(&p, &p.x, x, self.in_features, y, self.out_features):
+            raise self.changed()
+    if table == NULL:
+        kernels.forward(x.reshape(p.rows, self.in_features), self.W.view(), view_of(self.b),
+                        y.reshape(p.rows, self.out_features))
+    elif p.rows:
+        begin(&work, self.size(p.rows), 0)
+        table.forward(p.x.begin, self.w_span.begin, self.b_span.begin, p.result.begin,
+                      p.rows, self.in_features, self.out_features, work.threads, work.scratch)
+        end(&work)
+    return delivered(y, out)
+
+
+cdef inline run_backward(Layer self, x, grad_output, out, double scale, bint input_grad):
+    cdef Pass p
+    cdef Work work
+    cdef object gx = out
+    cdef Kernels* table = kernels_of(self.is_double)
+    if input_grad and out is None and self.can_read(x, self.in_features):
+        gx = self.empty(<cnp.ndarray> x, self.in_features)
+    if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
+        x, grad_output = self.taken("x", x), self.taken("grad_output", grad_output)
+        self.taken_out(out)
+        self.check_both(x, grad_output, out, input_grad)
+        self.ensure_gradients()
+        x, grad_output = self.plain_apart(x), self.plain_apart(grad_output)
+        gx = self.empty(<cnp.ndarray> x, self.in_features) if input_grad else None
+        if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
+            raise self.changed()
+    self.check_writable(self.grad_W, self.grad_b)
+    if table == NULL:
+        x, grad_output = x.reshape(p.rows, self.in_features), grad_output.reshape(p.rows, self.out_features)
+        if input_grad:
+            kernels.grad_input(grad_output, self.W.view(), gx.reshape(p.rows, self.in_features))
+        kernels.grad_weight(x, grad_output, scale, self.grad_W.view())
+        if self.b is not None:
+            kernels.grad_bias(grad_output, scale, self.grad_b.view())
+    elif p.rows:
+        begin(&work, self.size(p.rows), 0)
+        if input_grad:
+            table.grad_input(p.grad_output.begin, self.w_span.begin, p.result.begin,
+                             p.rows, self.in_features, self.out_features, work.threads, work.scratch)
+        table.grad_weight(p.x.begin, p.grad_output.begin, scale, self.grad_w_span.begin,
+                          p.rows, self.in_features, self.out_features, work.threads, work.scratch)
+        if self.b_span.begin != NULL:
+            table.grad_bias(p.grad_output.begin, scale, self.grad_b_span.begin,
+                            p.rows, self.out_features)
+        end(&work)
+    return delivered(gx, out)
 
 
 cdef inline delivered(result, out):
