@@ -4,7 +4,7 @@ cimport cython
 cimport numpy as cnp
 from cpython.object cimport PyObject
 
-from fastlinear._table cimport Kernels
+from fastlinear._table cimport Elementwise, Kernels
 
 cdef extern from "Python.h":
     ctypedef struct PyThreadState:
@@ -31,11 +31,13 @@ cdef enum:
 
 cdef struct Work:
     int threads
-    char* scratch           # threads times SCRATCH_BYTES, and after that the `more` bytes that were asked for
+    char* scratch           # threads times SCRATCH_BYTES, and after that as many times the `more` that was asked for
     PyThreadState* state
 
 cdef Kernels* kernels_of(bint is_double) noexcept           # NULL for the reference, whose functions are kernel_module()'s
+cdef Elementwise* elementwise_of(bint is_double) noexcept
 cdef object kernel_module()
+cdef object elementwise_module()
 
 cdef void release_gil(Work* work, double size) noexcept
 cdef int begin(Work* work, double size, size_t more) except -1

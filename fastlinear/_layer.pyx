@@ -134,9 +134,22 @@ cdef inline Kernels* kernels_of(bint is_double) noexcept:
     return &both.of_double if is_double else &both.of_float
 
 
+cdef Elementwise* elementwise_of(bint is_double) noexcept:
+    """As kernels_of()."""
+    cdef ElementwiseTable* both = <ElementwiseTable*> load_pointer(&elementwise_table)
+    if both == NULL:
+        return NULL
+    return &both.of_double if is_double else &both.of_float
+
+
 cdef object kernel_module():
     """The module of the kernels in use now, which is reference.py where kernels_of() is NULL."""
     return kernels
+
+
+cdef object elementwise_module():
+    """As kernel_module()."""
+    return elementwise
 
 
 cdef inline void release_gil(Work* work, double size) noexcept:
@@ -148,20 +161,20 @@ cdef inline void release_gil(Work* work, double size) noexcept:
 cdef inline int begin(Work* work, double size, size_t more) except -1:
     """Get what kernels need for that many multiply-adds, and release the GIL if they outlast its price.
 
-    With `more` bytes of scratch, for the caller itself.
+    With `more` bytes of scratch for each thread, for the caller itself: after the kernels' threads times SCRATCH_BYTES.
     Runs no Python code, for the arrays have been looked at. Raises for what it cannot get, with nothing written yet.
     """
     release_gil(work, size)
     if size >= 2 * WORTH_A_THREAD:
         work.threads = <int> min(<double> threads_now(), size / WORTH_A_THREAD)
     # Before the threads are tried: what that finds free must still be so when OpenMP makes them.
-    work.scratch = thread_scratch(work.threads * <size_t> SCRATCH_BYTES + more)
+    work.scratch = thread_scratch(work.threads * (SCRATCH_BYTES + more))
     if work.scratch == NULL:
         work.threads = 1
         work.scratch = thread_scratch(SCRATCH_BYTES + more)
     if work.scratch == NULL:
         end(work)
-        raise MemoryError("no memory for the scratch of a thread, 1 MiB")
+        raise MemoryError(f"no memory for the scratch of a thread, {SCRATCH_BYTES + more} bytes")
     if work.threads > 1:
         work.threads = startable_threads(work.threads, thread_stack_size)
     return 0
@@ -381,7 +394,7 @@ cdef class Model:
     # ---- before the last look: numbers, conversions, allocation
 
     cdef inline double number(self, str name, value) except? -1:
-        """value as a double that the layer's dtype can hold."""
+        """value as a double that the model's dtype can hold."""
         cdef double d = value if isinstance(value, float) else self._number(name, value)
         if not self.is_double and fabs(d) > FLT_MAX and not isinf(d):
             raise ValueError(f"{self!r}: {name} must fit float32, got {value!r}")
@@ -419,11 +432,11 @@ cdef class Model:
         return 0
 
     cdef int check_cast(self, str name, cnp.ndarray array) except -1:
-        """Whether its dtype casts safely to the layer's."""
+        """Whether its dtype casts safely to the model's."""
         if not PyArray_CanCastTypeTo(dtype_of(array), self.dtype, cnp.NPY_SAFE_CASTING):
             raise TypeError(
-                f"{self._name}: {name} has dtype {dtype_of(array)}, which does not cast safely to the layer's "
-                f"{self.dtype}; convert it with astype({self.dtype}) or use a layer of another dtype")
+                f"{self._name}: {name} has dtype {dtype_of(array)}, which does not cast safely to the model's "
+                f"{self.dtype}; convert it with astype({self.dtype}) or use a model of another dtype")
         return 0
 
     cdef int check_rows(self, str name, cnp.ndarray array, Py_ssize_t features) except -1:
@@ -451,7 +464,7 @@ cdef class Model:
         return 0
 
     cdef cnp.ndarray plain(self, cnp.ndarray array):
-        """A C-contiguous, aligned array of the layer's dtype: this one, if it is so. Runs no Python code."""
+        """A C-contiguous, aligned array of the model's dtype: this one, if it is so. Runs no Python code."""
         Py_INCREF(self.dtype)       # PyArray_FromArray takes it over
         return PyArray_FromArray(
             array, self.dtype, cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_ENSUREARRAY)
