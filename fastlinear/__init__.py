@@ -22,9 +22,11 @@ from fastlinear._threads import get_num_threads, set_num_threads  # noqa: E402
 from fastlinear._verify import verify  # noqa: E402
 from fastlinear._version import __version__  # noqa: E402
 from fastlinear.linear import Linear  # noqa: E402
+from fastlinear.sequential import Sequential  # noqa: E402
 
 __all__ = [
     "Linear",
+    "Sequential",
     "__version__",
     "get_num_threads",
     "isa",

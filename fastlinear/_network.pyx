@@ -441,6 +441,10 @@ cdef class Network(Model):
                 layer.check_writable(layer.W, layer.b)
         return 0
 
+    def _check_writable(self):
+        self.check_bound()
+        self.check_writable(False)
+
     cdef int check_tape(self, tape) except -1:
         if not isinstance(tape, Tape):
             raise TypeError(f"{self._name}: tape must be a Tape, which record() gives, got {type(tape).__name__}")

@@ -269,16 +269,22 @@ class Linear(Arguments, Layer):
         _files.save(self.state_dict(), path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(cls, path: str | os.PathLike[str], prefix: str = "") -> Self:
         """A layer with the parameters of a file of .npz or .safetensors: ``weight`` and, unless it has none, ``bias``.
+
+        With a prefix, ``"0."`` for example, it is one layer of a larger file: ``0.weight`` and, if it is there,
+        ``0.bias``; what else the file has is not read.
 
         The layer has their dtype, float32 or float64. Nothing in a file is ever run. A damaged file, one with other
         names, shapes or dtypes, and what is no regular file, is a ValueError or TypeError that says what is wrong.
         """
+        if not isinstance(prefix, str):
+            raise TypeError(f"{cls.__name__}.load: prefix must be a str, got {type(prefix).__name__}")
         path = os.fspath(path)
-        state = _files.load(path, ["weight"], ["bias"])
+        weight, bias = f"{prefix}weight", f"{prefix}bias"
+        state = _files.load(path, [weight], [bias], others=bool(prefix))
         with _files.naming(path):
-            return cls.from_weights(state["weight"], state.get("bias"))
+            return cls.from_weights(state[weight], state.get(bias))
 
     def astype(self, dtype: DTypeLike) -> Self:
         """A copy of the layer in another dtype, float32 or float64, gradients included.

@@ -1,4 +1,4 @@
-"""A small net: layers with activations after them, in one call. What a user meets; the calls are in ``_network.pyx``."""
+"""A small net: layers with activations after them, in one call; what a user meets. The calls are in _network.pyx."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import copyreg
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from fastlinear import _files
 from fastlinear._network import Network
@@ -20,6 +19,9 @@ if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
     from typing_extensions import Self
 
     Array = NDArray[Any]
+
+
+_LINEAR = "linear"  # what a file calls a layer among the parts
 
 
 class Sequential(Arguments, Network):
@@ -104,23 +106,28 @@ class Sequential(Arguments, Network):
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"{self._name}: the state must be a mapping, got {type(state).__name__}")
-        wanted = [
-            (prefix, layer, [prefix + name for name in ("weight", "bias")[: 1 if layer.bias is None else 2]])
-            for prefix, layer in self._named_layers()
-        ]
-        names = {name for _, _, names in wanted for name in names}
-        if set(state) != names:
-            raise ValueError(f"{self._name}: the state must have the keys {sorted(names)}, got {sorted(map(str, state))}")
-        values = []
-        for prefix, layer, of_layer in wanted:
-            try:
-                values.append([layer._values(name.removeprefix(prefix), state[name]) for name in of_layer])
-            except (TypeError, ValueError) as error:
-                kind = TypeError if isinstance(error, TypeError) else ValueError
-                raise kind(f"{self._name}: part {prefix[:-1]}: {error}") from error
-        self._check_writable()
-        for (_, layer, _), (weight, *bias) in zip(wanted, values, strict=True):
-            layer._store(weight, *bias or [None])
+        wanted = self.state_dict()
+        if set(state) != set(wanted):
+            expected, got = list(wanted), sorted(map(str, state))
+            raise ValueError(f"{self._name}: the state must have the keys {expected}, got {got}")
+        values: dict[str, Array] = {}
+        for prefix, layer in self._named_layers():
+            with self._naming(prefix):
+                for name in ("weight", "bias"):
+                    if prefix + name in wanted:
+                        values[prefix + name] = layer._values(name, state[prefix + name])
+        self._check_writable()  # all of them, before the first changes
+        for prefix, layer in self._named_layers():
+            layer._store(values[f"{prefix}weight"], values.get(f"{prefix}bias"))
+
+    @contextmanager
+    def _naming(self, prefix: str) -> Iterator[None]:
+        """What is wrong with a layer's values is wrong at its place in the net."""
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{self._name}: part {prefix[:-1]}: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the net to a file of .npz (NumPy's) or .safetensors: the parameters, as state_dict() has them, and
@@ -129,7 +136,7 @@ class Sequential(Arguments, Network):
         PyTorch's ``nn.Sequential`` takes the arrays of the latter. The file is whole or, if anything goes wrong, as it
         was before; see Linear.save.
         """
-        parts = [part if isinstance(part, str) else "linear" for part in self.parts]
+        parts = [part if isinstance(part, str) else _LINEAR for part in self.parts]
         _files.save(self.state_dict(), path, note=json.dumps(parts))
 
     @classmethod
@@ -144,19 +151,17 @@ class Sequential(Arguments, Network):
 
         def names(note: str | None) -> tuple[list[str], list[str]]:
             parts[:] = _noted_parts(note)
-            places = [place for place, part in enumerate(parts) if part == "linear"]
+            places = [place for place, part in enumerate(parts) if part == _LINEAR]
             return [f"{place}.weight" for place in places], [f"{place}.bias" for place in places]
+
+        def part_of(place: int) -> Linear | str:
+            if parts[place] != _LINEAR:
+                return parts[place]
+            return Linear.from_weights(state[f"{place}.weight"], state.get(f"{place}.bias"))
 
         state = _files.load(path, names)
         with _files.naming(path):
-            return cls(
-                *(
-                    part
-                    if part != "linear"
-                    else Linear.from_weights(state[f"{place}.weight"], state.get(f"{place}.bias"))
-                    for place, part in enumerate(parts)
-                )
-            )
+            return cls(*map(part_of, range(len(parts))))
 
     @classmethod
     def from_torch(cls, module: torch.nn.Module, copy: bool = True) -> Self:
