@@ -441,9 +441,24 @@ cdef class Network(Model):
                 layer.check_writable(layer.W, layer.b)
         return 0
 
-    def _check_writable(self):
+    def _store(self, list values):
+        """Copy a (weight, bias or None) for each layer, of the very shape and dtype, into the parameters: all or none."""
+        cdef Layer layer
+        cdef int s
         self.check_bound()
         self.check_writable(False)
+        if len(values) != self.depth:
+            raise ValueError(f"{self._name}: there must be values for {self.depth} layers, got {len(values)}")
+        for s in range(self.depth):
+            layer, (weight, bias) = self.held[s], values[s]
+            if not (layer.W.matches(weight) and (bias is None if layer.b is None else layer.b.matches(bias))):
+                raise ValueError(f"{layer._name}: weight and bias must be C-contiguous ndarrays of the layer's shapes "
+                                 "and dtype")
+        for s in range(self.depth):
+            layer, (weight, bias) = self.held[s], values[s]
+            memmove(layer.w_span.begin, cnp.PyArray_DATA(weight), layer.w_span.end - layer.w_span.begin)
+            if bias is not None:
+                memmove(layer.b_span.begin, cnp.PyArray_DATA(bias), layer.b_span.end - layer.b_span.begin)
 
     cdef int check_tape(self, tape) except -1:
         if not isinstance(tape, Tape):
@@ -699,7 +714,6 @@ cdef class Network(Model):
         cdef Work work
         cdef Kernels* kernels
         cdef Layer layer
-        cdef Stage* stage
         cdef int s
         self.check_bound()
         rate = self.number("lr", lr)

@@ -110,15 +110,13 @@ class Sequential(Arguments, Network):
         if set(state) != set(wanted):
             expected, got = list(wanted), sorted(map(str, state))
             raise ValueError(f"{self._name}: the state must have the keys {expected}, got {got}")
-        values: dict[str, Array] = {}
+        values: list[tuple[Array, Array | None]] = []
         for prefix, layer in self._named_layers():
             with self._naming(prefix):
-                for name in ("weight", "bias"):
-                    if prefix + name in wanted:
-                        values[prefix + name] = layer._values(name, state[prefix + name])
-        self._check_writable()  # all of them, before the first changes
-        for prefix, layer in self._named_layers():
-            layer._store(values[f"{prefix}weight"], values.get(f"{prefix}bias"))
+                weight = layer._values("weight", state[f"{prefix}weight"])
+                bias = None if layer.bias is None else layer._values("bias", state[f"{prefix}bias"])
+            values.append((weight, bias))
+        self._store(values)
 
     @contextmanager
     def _naming(self, prefix: str) -> Iterator[None]:
