@@ -24,6 +24,7 @@ from fastlinear._threads import get_num_threads, set_num_threads  # noqa: E402
 from fastlinear._verify import verify  # noqa: E402
 from fastlinear._version import __version__  # noqa: E402
 from fastlinear.linear import Linear  # noqa: E402
+from fastlinear.sequential import Sequential  # noqa: E402
 
 if TYPE_CHECKING:
     from fastlinear import losses
@@ -34,6 +35,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Linear",
+    "Sequential",
     "__version__",
     "clip_grad_norm",
     "get_num_threads",
