@@ -335,8 +335,9 @@ class Adam(_PyTorchForm, AdamBase):
         return {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
 
     def _set(self, settings: Settings) -> None:
+        beta1, beta2 = settings["betas"]
         decoupled = self._FIXED["decoupled_weight_decay"]
-        self._configure(settings["lr"], *settings["betas"], settings["eps"], settings["weight_decay"], decoupled)
+        self._configure(settings["lr"], beta1, beta2, settings["eps"], settings["weight_decay"], decoupled)
 
 
 class AdamW(Adam):
