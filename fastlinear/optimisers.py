@@ -345,11 +345,11 @@ class AdamW(Adam):
 
     As Adam, but for weight_decay: each step first multiplies the parameters by 1 - lr · weight_decay.
 
-    >>> layer = Linear.from_weights([[1, 2]])
+    >>> layer = Linear.from_weights([[2, 3]])
     >>> opt = AdamW(layer, lr=0.5, weight_decay=1)
     >>> layer.backward_params([1, -1], [2])
     >>> opt.step(); layer.weight.round(4)
-    array([[0. , 1.5]], dtype=float32)
+    array([[0.5, 2. ]], dtype=float32)
     """
 
     __slots__ = ()

@@ -152,7 +152,7 @@ def small_build(tmp_path):
     for name in ("_isa.py", "_promises.h", "_machine.h"):
         shutil.copy(ROOT / "fastlinear" / name, package)
     (package / "__init__.py").touch()
-    for name in ("_kernels", "_elementwise"):
+    for name in ("_kernels", "_elementwise", "_losses", "_network", "_optimisers"):
         (package / f"{name}.pyx").write_text(f"# cython: language_level=3, cdivision=True\n{SUMS}")
     (package / "_layer.pyx").write_text(
         'cdef extern from "_machine.h":\n    const char* FASTLINEAR_FLAGS\nflags = FASTLINEAR_FLAGS.decode()\n'

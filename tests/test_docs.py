@@ -16,7 +16,7 @@ HOME = Path(__file__).parents[1]
 PAGES = [HOME / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")]
 PAGES += sorted(HOME.glob("docs/**/*.md"))
 PAGES = [page for page in PAGES if page.is_file()]
-PUBLIC = {name: getattr(fastlinear, name) for name in fastlinear.__all__ if name not in ("__version__", "reference")}
+PUBLIC = {name: getattr(fastlinear, name) for name in fastlinear.__all__ if name not in ("__version__", "losses", "reference")}
 PUBLIC |= {f"fastlinear.losses.{name}": getattr(fastlinear.losses, name) for name in fastlinear.losses.__all__}
 PUBLIC |= {f"Linear.{name}": getattr(Linear, name) for name in dir(Linear) if not name.startswith("_")}
 
