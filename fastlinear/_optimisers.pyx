@@ -374,8 +374,8 @@ def clip_grad_norm(model, max_norm, error_if_nonfinite=False):
 
     The norm is that of all gradients taken together as one vector, a float; its sum is in float64. If it is larger,
     every gradient is multiplied by max_norm / (norm + 1e-6), as in PyTorch's ``clip_grad_norm_``. A gradient with NaN
-    or infinity makes the norm so, and then spreads as in PyTorch; with error_if_nonfinite=True it is a RuntimeError, and
-    nothing has changed. max_norm must be a number that is not negative; infinity never scales.
+    or infinity makes the norm so, and then spreads as in PyTorch; with error_if_nonfinite=True it is a RuntimeError,
+    and nothing has changed. max_norm must be a number that is not negative; infinity never scales.
 
     >>> layer = Linear.from_weights([[1, 2]])
     >>> layer.backward_params([3, 4], [1])
