@@ -13,21 +13,18 @@ Methods are plain descriptors (binding=False), because those check that self is 
 cimport cython
 cimport numpy as cnp
 from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_FillInfo, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
-from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_INCREF, Py_XINCREF
 from libc.float cimport FLT_MAX
 from libc.math cimport fabs, isinf
 from libc.string cimport memmove, memset
 
-from fastlinear._table cimport SCRATCH_BYTES, Kernels, KernelTable
+from fastlinear._table cimport SCRATCH_BYTES, Elementwise, ElementwiseTable, Kernels, KernelTable
 
 cnp.import_array()
 
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
-    ctypedef struct PyThreadState:
-        pass
     PyThreadState* PyEval_SaveThread()
     void PyEval_RestoreThread(PyThreadState*)
 
@@ -35,9 +32,6 @@ cdef extern from "numpy/arrayobject.h":
     ctypedef struct PyArrayObject_fields:
         PyObject* mem_handler
     bint PyDataType_REFCHK(cnp.dtype)
-    bint PyArray_CheckExact(object)
-    bint PyArray_ISCARRAY(cnp.ndarray)
-    bint PyArray_ISCARRAY_RO(cnp.ndarray)
     int PyArray_FailUnlessWriteable(cnp.ndarray, const char*) except -1
     object PyArray_EMPTY(int, cnp.npy_intp*, int, int)
     object PyArray_FromArray(cnp.ndarray, cnp.dtype, int)
@@ -58,10 +52,6 @@ cdef extern from "_scratch.h" nogil:
 cdef extern from "_threads.h" nogil:
     int omp_get_thread_limit()
     int startable_threads(int wanted, size_t stack_size)
-    int load_int(const int*)
-    void store_int(int*, int)
-    void* load_pointer(void**)
-    void store_pointer(void**, void*)
 
 has_openmp = bool(HAS_OPENMP)
 compiler = COMPILER.decode()
@@ -76,22 +66,29 @@ def supports(str feature):
 # ---- which kernels, and how many threads: one setting for the process, read without a lock
 
 cdef object kernels = None              # the module: a build of _kernels.pyx, or reference.py
-cdef list kernels_ever_used = []        # so that none is freed while another thread reads `kernels`
-cdef void* kernel_table = NULL          # its C functions; NULL for the reference
+cdef object elementwise = None          # the module: a build of _elementwise.pyx, or reference.py
+cdef list modules_ever_used = []        # so that none is freed while another thread reads `kernels`
+cdef void* kernel_table = NULL          # their C functions; NULL for the reference
+cdef void* elementwise_table = NULL
 cdef int threads_wanted = 1
 cdef int openmp_threads_then = 1        # OpenMP's own limit when threads_wanted was set
 cdef int forked = False
 cdef size_t thread_stack_size = 0       # of OpenMP's threads; 0 is the system's default
 
 
-def use_kernels(module):
-    """Make every layer run on this module: a build of _kernels.pyx, or reference.py."""
-    global kernels
+def use_kernels(module, elementwise_module):
+    """Make everything run on these: a build of _kernels.pyx and one of _elementwise.pyx, or reference.py twice."""
+    global kernels, elementwise
+    modules_ever_used.append((module, elementwise_module))
+    kernels, elementwise = module, elementwise_module
+    store_pointer(&kernel_table, table_of(module, "fastlinear.KernelTable"))
+    store_pointer(&elementwise_table, table_of(elementwise_module, "fastlinear.ElementwiseTable"))
+
+
+cdef void* table_of(module, const char* name) except? NULL:
+    """The C functions of a module; NULL for the reference, which has none."""
     capsule = getattr(module, "table", None)
-    kernels_ever_used.append(module)
-    kernels = module
-    store_pointer(&kernel_table,
-                  NULL if capsule is None else PyCapsule_GetPointer(capsule, "fastlinear.KernelTable"))
+    return NULL if capsule is None else PyCapsule_GetPointer(capsule, name)
 
 
 def set_threads(int n):
@@ -129,16 +126,30 @@ cdef inline int threads_now() noexcept nogil:
     return min(wanted, omp_get_thread_limit())
 
 
-cdef enum:
-    # In multiply-adds. Below, the price of releasing the GIL (50 ns) or of waking a thread (some µs) is not earned.
-    WORTH_RELEASING = 1 << 17
-    WORTH_A_THREAD = 1 << 19
+cdef inline Kernels* kernels_of(bint is_double) noexcept:
+    """The kernels in use now, for float64 or float32; NULL for the reference."""
+    cdef KernelTable* both = <KernelTable*> load_pointer(&kernel_table)
+    if both == NULL:
+        return NULL
+    return &both.of_double if is_double else &both.of_float
 
 
-cdef struct Work:
-    int threads
-    char* scratch
-    PyThreadState* state
+cdef Elementwise* elementwise_of(bint is_double) noexcept:
+    """As kernels_of()."""
+    cdef ElementwiseTable* both = <ElementwiseTable*> load_pointer(&elementwise_table)
+    if both == NULL:
+        return NULL
+    return &both.of_double if is_double else &both.of_float
+
+
+cdef object kernel_module():
+    """The module of the kernels in use now, which is reference.py where kernels_of() is NULL."""
+    return kernels
+
+
+cdef object elementwise_module():
+    """As kernel_module()."""
+    return elementwise
 
 
 cdef inline void release_gil(Work* work, double size) noexcept:
@@ -147,23 +158,23 @@ cdef inline void release_gil(Work* work, double size) noexcept:
     work.state = PyEval_SaveThread() if size >= WORTH_RELEASING else NULL
 
 
-cdef inline int begin(Work* work, Py_ssize_t rows, Py_ssize_t in_features, Py_ssize_t out_features) except -1:
-    """Get what a kernel needs for that many multiply-adds, and release the GIL if they outlast its price.
+cdef inline int begin(Work* work, double size, size_t more) except -1:
+    """Get what kernels need for that many multiply-adds, and release the GIL if they outlast its price.
 
+    With `more` bytes of scratch for each thread, for the caller itself: after the kernels' threads times SCRATCH_BYTES.
     Runs no Python code, for the arrays have been looked at. Raises for what it cannot get, with nothing written yet.
     """
-    cdef double size = <double> rows * in_features * out_features
     release_gil(work, size)
     if size >= 2 * WORTH_A_THREAD:
         work.threads = <int> min(<double> threads_now(), size / WORTH_A_THREAD)
     # Before the threads are tried: what that finds free must still be so when OpenMP makes them.
-    work.scratch = thread_scratch(work.threads * <size_t> SCRATCH_BYTES)
+    work.scratch = thread_scratch(work.threads * (SCRATCH_BYTES + more))
     if work.scratch == NULL:
         work.threads = 1
-        work.scratch = thread_scratch(SCRATCH_BYTES)
+        work.scratch = thread_scratch(SCRATCH_BYTES + more)
     if work.scratch == NULL:
         end(work)
-        raise MemoryError("no memory for the scratch of a thread, 1 MiB")
+        raise MemoryError(f"no memory for the scratch of a thread, {SCRATCH_BYTES + more} bytes")
     if work.threads > 1:
         work.threads = startable_threads(work.threads, thread_stack_size)
     return 0
@@ -175,36 +186,6 @@ cdef inline void end(Work* work) noexcept:
 
 
 # ---- looking at arrays
-
-cdef struct Span:
-    char* begin
-    char* end
-
-
-cdef inline bint apart(Span a, Span b) noexcept:
-    """Whether two spans share no byte."""
-    return a.end <= b.begin or b.end <= a.begin
-
-
-cdef inline Py_ssize_t rows_of(cnp.ndarray a) noexcept:
-    """How many rows there are before the last axis."""
-    cdef Py_ssize_t rows = 1
-    cdef int axis
-    for axis in range(cnp.PyArray_NDIM(a) - 1):
-        rows *= cnp.PyArray_DIMS(a)[axis]
-    return rows
-
-
-cdef inline bint same_batch_shape(cnp.ndarray a, cnp.ndarray b) noexcept:
-    """Whether all axes but the last agree."""
-    cdef int axis
-    if cnp.PyArray_NDIM(a) != cnp.PyArray_NDIM(b):
-        return False
-    for axis in range(cnp.PyArray_NDIM(a) - 1):
-        if cnp.PyArray_DIMS(a)[axis] != cnp.PyArray_DIMS(b)[axis]:
-            return False
-    return True
-
 
 cdef tuple shape_of(cnp.ndarray a):
     return tuple([cnp.PyArray_DIMS(a)[axis] for axis in range(cnp.PyArray_NDIM(a))])
@@ -222,7 +203,6 @@ cdef cnp.dtype dtype_of(cnp.ndarray a):
 # ---- memory that Python can neither move, resize nor free
 
 @cython.final
-@cython.internal
 @cython.no_gc       # which also keeps the owner from gc.get_referents
 cdef class Memory:
     """The base of every array on a layer's memory: holds the bytes, and has nothing by which Python could let them go.
@@ -231,11 +211,6 @@ cdef class Memory:
     array that anyone can reach may own what a kernel reads. The owner here is an array that nobody else has, or an
     object that exports a buffer, which it must not move while that is held.
     """
-    cdef object owner
-    cdef Py_buffer export
-    cdef void* begin
-    cdef Py_ssize_t nbytes
-
     def __getbuffer__(self, Py_buffer* view, int flags):
         # NumPy asks for it before it lets someone set flags.writeable.
         PyBuffer_FillInfo(view, self, self.begin, self.nbytes, 0, flags)
@@ -322,17 +297,9 @@ def zeros(tuple shape, dtype):
 
 
 @cython.final
-@cython.internal
 @cython.no_gc
 cdef class Parameter:
     """One of a layer's arrays: where it is, which never changes, and the ndarray that is handed out for it."""
-    cdef Memory memory
-    cdef Span span
-    cdef int typenum
-    cdef int ndim
-    cdef cnp.npy_intp shape[2]
-    cdef cnp.ndarray handed_out
-
     cdef cnp.ndarray view(self):
         """A new ndarray on the memory."""
         view = cnp.PyArray_SimpleNewFromData(self.ndim, self.shape, self.typenum, self.span.begin)
@@ -400,30 +367,119 @@ cdef inline Span span_of(Parameter p) noexcept:
     return Span(NULL, NULL) if p is None else p.span
 
 
-cdef struct Pass:
-    # What a kernel gets, as it was at the last look.
-    Py_ssize_t rows
-    Span x, grad_output, result
-
-
-# No cycle can go through a layer's own members, so the garbage collector need not come here.
+# No cycle can go through a model's own members, so the garbage collector need not come here.
 @cython.no_gc
-cdef class Layer:
-    """The compiled base of Linear; see there."""
+cdef class Model:
+    """What takes rows of in_features and gives rows of out_features, in one dtype, and how it looks at its arguments.
 
-    cdef readonly Py_ssize_t in_features
-    cdef readonly Py_ssize_t out_features
-    cdef readonly object dtype
-    cdef Parameter W, b, grad_W, grad_b
-    cdef Span w_span, b_span, grad_w_span, grad_b_span      # so that a call need not ask for them
-    cdef int has_gradients
-    cdef Py_ssize_t itemsize
-    cdef int typenum
-    cdef bint is_double
-    cdef object __weakref__
+    A subclass has the methods _as_array, _check_mask and _number, for arguments that are not plain ndarrays and floats.
+    """
 
     def __cinit__(self, *args, **kwargs):
-        self.typenum = cnp.NPY_NOTYPE       # no array passes until there is memory
+        self.typenum = cnp.NPY_NOTYPE       # no array passes until there is a form
+
+    cdef int set_form(self, int typenum, Py_ssize_t in_features, Py_ssize_t out_features) except -1:
+        self.in_features, self.out_features = in_features, out_features
+        self.dtype = cnp.PyArray_DescrFromType(typenum)
+        self.is_double = typenum == cnp.NPY_DOUBLE
+        self.itemsize = 8 if self.is_double else 4
+        self.typenum = typenum
+        return 0
+
+    cdef inline int check_bound(self) except -1:
+        if self.dtype is None:
+            raise RuntimeError(f"{type(self).__name__} has no parameters yet: its __init__ was not called")
+        return 0
+
+    # ---- before the last look: numbers, conversions, allocation
+
+    cdef inline double number(self, str name, value) except? -1:
+        """value as a double that the model's dtype can hold."""
+        cdef double d = value if isinstance(value, float) else self._number(name, value)
+        if not self.is_double and fabs(d) > FLT_MAX and not isinf(d):
+            raise ValueError(f"{self!r}: {name} must fit float32, got {value!r}")
+        return d
+
+    cdef inline cnp.ndarray empty(self, cnp.ndarray x, Py_ssize_t features):
+        """A new array of x's shape, but for the last axis."""
+        cdef cnp.npy_intp shape[NPY_MAXDIMS]
+        cdef int axis, last = cnp.PyArray_NDIM(x) - 1
+        for axis in range(last):
+            shape[axis] = cnp.PyArray_DIMS(x)[axis]
+        shape[last] = features
+        return PyArray_EMPTY(last + 1, shape, self.typenum, 0)
+
+    cdef cnp.ndarray taken(self, str name, value):
+        """value as an ndarray of any kind. All Python code that a conversion may run runs here."""
+        self.check_bound()
+        if PyArray_CheckExact(value):
+            return value
+        if cnp.PyArray_Check(value):
+            self._check_mask(name, value)
+            return value
+        value = self._as_array(name, value)
+        if not cnp.PyArray_Check(value):
+            raise TypeError(f"{self._name}: _as_array must return a numpy.ndarray, got {type(value).__name__}")
+        return value
+
+    cdef int taken_out(self, out) except -1:
+        """The same of out, which is not converted: a mask of it would be lost."""
+        if not PyArray_CheckExact(out) and cnp.PyArray_Check(out):
+            self._check_mask("out", out)
+        if cnp.PyArray_Check(out) and cnp.PyArray_ISWRITEABLE(out):
+            # NumPy warns of writing to what broadcast_arrays() returns: now, because a warning may be an error.
+            PyArray_FailUnlessWriteable(out, "out")
+        return 0
+
+    cdef int check_cast(self, str name, cnp.ndarray array) except -1:
+        """Whether its dtype casts safely to the model's."""
+        if not PyArray_CanCastTypeTo(dtype_of(array), self.dtype, cnp.NPY_SAFE_CASTING):
+            raise TypeError(
+                f"{self._name}: {name} has dtype {dtype_of(array)}, which does not cast safely to the model's "
+                f"{self.dtype}; convert it with astype({self.dtype}) or use a model of another dtype")
+        return 0
+
+    cdef int check_rows(self, str name, cnp.ndarray array, Py_ssize_t features) except -1:
+        """Whether can_read() will let it pass when it is plain."""
+        cdef int ndim = cnp.PyArray_NDIM(array)
+        self.check_cast(name, array)
+        if ndim == 0 or cnp.PyArray_DIMS(array)[ndim - 1] != features:
+            raise ValueError(f"{self._name}: {name} must have {features} features in its last axis, "
+                             f"got shape {shape_of(array)}")
+        return 0
+
+    cdef int check_out(self, out, cnp.ndarray x, Py_ssize_t features) except -1:
+        """Whether a result of x's shape, but for the last axis, can be copied into out, if there is one."""
+        if out is None:
+            return 0
+        if not cnp.PyArray_Check(out):
+            raise TypeError(f"{self._name}: out must be a numpy.ndarray, got {type(out).__name__}")
+        if not (cnp.PyArray_TYPE(out) == self.typenum and cnp.PyArray_ISNOTSWAPPED(out)):
+            raise TypeError(f"{self._name}: out must have dtype {self.dtype}, got {dtype_of(out)}")
+        if not (cnp.PyArray_NDIM(out) > 0 and cnp.PyArray_DIMS(out)[cnp.PyArray_NDIM(out) - 1] == features
+                and same_batch_shape(out, x)):
+            raise ValueError(f"{self._name}: out must have shape {result_shape(x, features)}, got {shape_of(out)}")
+        if not cnp.PyArray_ISWRITEABLE(out):
+            raise ValueError(f"{self._name}: out must be writable, got a read-only array")
+        return 0
+
+    cdef cnp.ndarray plain(self, cnp.ndarray array):
+        """A C-contiguous, aligned array of the model's dtype: this one, if it is so. Runs no Python code."""
+        Py_INCREF(self.dtype)       # PyArray_FromArray takes it over
+        return PyArray_FromArray(
+            array, self.dtype, cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_ENSUREARRAY)
+
+    cdef object changed(self):
+        return RuntimeError(f"{self._name}: an argument changed while the call made itself ready; nothing was written")
+
+    @property
+    def _name(self):
+        return f"{type(self).__name__}({self.in_features}, {self.out_features})"
+
+
+@cython.no_gc
+cdef class Layer(Model):
+    """The compiled base of Linear; see there."""
 
     def _bind(self, weight, bias, grad_weight=None, grad_bias=None):
         """Take these C-contiguous, aligned, writable arrays, of one dtype and fitting shapes, as the layer's memory.
@@ -448,23 +504,11 @@ cdef class Layer:
             self.w_span, self.b_span = span_of(w), span_of(b)
             self.grad_w_span, self.grad_b_span = span_of(grad_w), span_of(grad_b)
             self.has_gradients = grad_w is not None
-            self.out_features, self.in_features = w.shape[0], w.shape[1]
-            self.dtype = cnp.PyArray_DescrFromType(w.typenum)
-            self.is_double = w.typenum == cnp.NPY_DOUBLE
-            self.itemsize = 8 if self.is_double else 4
-            self.typenum = w.typenum
+            self.set_form(w.typenum, w.shape[1], w.shape[0])
 
-    cdef inline int check_bound(self) except -1:
-        if self.W is None:
-            raise RuntimeError(f"{type(self).__name__} has no parameters yet: its __init__ was not called")
-        return 0
-
-    cdef inline Kernels* compiled_kernels(self) noexcept:
-        """Those in use now, for the layer's dtype; NULL for the reference."""
-        cdef KernelTable* both = <KernelTable*> load_pointer(&kernel_table)
-        if both == NULL:
-            return NULL
-        return &both.of_double if self.is_double else &both.of_float
+    cdef inline double size(self, Py_ssize_t rows) noexcept:
+        """How many multiply-adds so many rows take, for begin()."""
+        return <double> rows * self.in_features * self.out_features
 
     cdef inline int check_writable(self, Parameter weight, Parameter bias) except -1:
         """An owner may have frozen a parameter: layer.weight.flags.writeable = False."""
@@ -491,20 +535,6 @@ cdef class Layer:
         return 0
 
     # ---- the last look: nothing here runs Python code
-
-    cdef inline bint can_read(self, a, Py_ssize_t features) noexcept:
-        """Whether a kernel can read `a` as it is: an ndarray of the layer's dtype, contiguous, of so many features."""
-        return (PyArray_CheckExact(a) and cnp.PyArray_TYPE(<cnp.ndarray> a) == self.typenum
-                and PyArray_ISCARRAY_RO(<cnp.ndarray> a) and cnp.PyArray_NDIM(<cnp.ndarray> a) > 0
-                and cnp.PyArray_DIMS(<cnp.ndarray> a)[cnp.PyArray_NDIM(<cnp.ndarray> a) - 1] == features)
-
-    cdef inline bint can_write(self, a, Py_ssize_t features) noexcept:
-        return self.can_read(a, features) and PyArray_ISCARRAY(<cnp.ndarray> a)
-
-    cdef inline Span bytes(self, cnp.ndarray a, Py_ssize_t rows, Py_ssize_t features) noexcept:
-        """The bytes of an array that can_read() let pass."""
-        cdef char* begin = <char*> cnp.PyArray_DATA(a)
-        return Span(begin, begin + rows * features * self.itemsize)
 
     cdef inline bint apart_from_parameters(self, Span a) noexcept:
         return apart(a, self.w_span) and apart(a, self.b_span)
@@ -543,62 +573,16 @@ cdef class Layer:
         p.result = self.bytes(<cnp.ndarray> result, p.rows, self.in_features)
         return (apart(p.result, p.x) and apart(p.result, p.grad_output) and self.apart_from_parameters(p.result))
 
-    # ---- before the last look: numbers, conversions, allocation
+    cdef inline bint can_accumulate(self, Pass* p, x, grad_output, gx, bint input_grad) noexcept:
+        """Whether a kernel can add to the gradients, which must be there, from x and grad_output as they are."""
+        return (load_int(&self.has_gradients) and self.can_read_both(p, x, grad_output)
+                and self.can_write_grad_input(p, gx, x, input_grad) and self.apart_from_gradients(p.result)
+                and self.apart_from_gradients(p.x) and self.apart_from_gradients(p.grad_output))
 
-    cdef inline double number(self, str name, value) except? -1:
-        """value as a double that the layer's dtype can hold."""
-        cdef double d = value if isinstance(value, float) else self._number(name, value)
-        if not self.is_double and fabs(d) > FLT_MAX and not isinf(d):
-            raise ValueError(f"{self!r}: {name} must fit float32, got {value!r}")
-        return d
-
-    cdef inline cnp.ndarray empty(self, cnp.ndarray x, Py_ssize_t features):
-        """A new array of x's shape, but for the last axis."""
-        cdef cnp.npy_intp shape[NPY_MAXDIMS]
-        cdef int axis, last = cnp.PyArray_NDIM(x) - 1
-        for axis in range(last):
-            shape[axis] = cnp.PyArray_DIMS(x)[axis]
-        shape[last] = features
-        return PyArray_EMPTY(last + 1, shape, self.typenum, 0)
-
-    cdef cnp.ndarray taken(self, str name, value):
-        """value as an ndarray of any kind. All Python code that a conversion may run runs here."""
-        self.check_bound()
-        if PyArray_CheckExact(value):
-            return value
-        if cnp.PyArray_Check(value):
-            self._check_mask(name, value)
-            return value
-        value = self._as_array(name, value)
-        if not cnp.PyArray_Check(value):
-            raise TypeError(f"{self._name}: _as_array must return a numpy.ndarray, got {type(value).__name__}")
-        return value
-
-    cdef int taken_out(self, out) except -1:
-        """The same of out, which is not converted: a mask of it would be lost."""
-        if not PyArray_CheckExact(out) and cnp.PyArray_Check(out):
-            self._check_mask("out", out)
-        if cnp.PyArray_Check(out) and cnp.PyArray_ISWRITEABLE(out):
-            # NumPy warns of writing to what broadcast_arrays() returns: now, because a warning may be an error.
-            PyArray_FailUnlessWriteable(out, "out")
-        return 0
-
-    cdef int check_cast(self, str name, cnp.ndarray array) except -1:
-        """Whether its dtype casts safely to the layer's."""
-        if not PyArray_CanCastTypeTo(dtype_of(array), self.dtype, cnp.NPY_SAFE_CASTING):
-            raise TypeError(
-                f"{self._name}: {name} has dtype {dtype_of(array)}, which does not cast safely to the layer's "
-                f"{self.dtype}; convert it with astype({self.dtype}) or use a layer of another dtype")
-        return 0
-
-    cdef int check_rows(self, str name, cnp.ndarray array, Py_ssize_t features) except -1:
-        """Whether can_read() will let it pass when it is plain."""
-        cdef int ndim = cnp.PyArray_NDIM(array)
-        self.check_cast(name, array)
-        if ndim == 0 or cnp.PyArray_DIMS(array)[ndim - 1] != features:
-            raise ValueError(f"{self._name}: {name} must have {features} features in its last axis, "
-                             f"got shape {shape_of(array)}")
-        return 0
+    cdef inline bint can_update(self, Pass* p, x, grad_output, gx, bint input_grad) noexcept:
+        """Whether a kernel can change the parameters from x and grad_output as they are."""
+        return (self.can_read_both(p, x, grad_output) and self.can_write_grad_input(p, gx, x, input_grad)
+                and self.apart_from_parameters(p.x) and self.apart_from_parameters(p.grad_output))
 
     cdef int check_both(self, cnp.ndarray x, cnp.ndarray grad_output, out, bint input_grad) except -1:
         """The same of x and grad_output together, and of where grad_input is to go."""
@@ -612,27 +596,6 @@ cdef class Layer:
             raise ValueError(f"{self._name}: out is for grad_input, which input_grad=False leaves out")
         self.check_out(out, x, self.in_features)
         return 0
-
-    cdef int check_out(self, out, cnp.ndarray x, Py_ssize_t features) except -1:
-        """Whether a result of x's shape, but for the last axis, can be copied into out, if there is one."""
-        if out is None:
-            return 0
-        if not cnp.PyArray_Check(out):
-            raise TypeError(f"{self._name}: out must be a numpy.ndarray, got {type(out).__name__}")
-        if not (cnp.PyArray_TYPE(out) == self.typenum and cnp.PyArray_ISNOTSWAPPED(out)):
-            raise TypeError(f"{self._name}: out must have dtype {self.dtype}, got {dtype_of(out)}")
-        if not (cnp.PyArray_NDIM(out) > 0 and cnp.PyArray_DIMS(out)[cnp.PyArray_NDIM(out) - 1] == features
-                and same_batch_shape(out, x)):
-            raise ValueError(f"{self._name}: out must have shape {result_shape(x, features)}, got {shape_of(out)}")
-        if not cnp.PyArray_ISWRITEABLE(out):
-            raise ValueError(f"{self._name}: out must be writable, got a read-only array")
-        return 0
-
-    cdef cnp.ndarray plain(self, cnp.ndarray array):
-        """A C-contiguous, aligned array of the layer's dtype: this one, if it is so. Runs no Python code."""
-        Py_INCREF(self.dtype)       # PyArray_FromArray takes it over
-        return PyArray_FromArray(
-            array, self.dtype, cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_ENSUREARRAY)
 
     cdef cnp.ndarray plain_apart(self, cnp.ndarray array):
         """The same, apart from the layer's memory, which backward writes to."""
@@ -650,13 +613,6 @@ cdef class Layer:
         if shape_of(array) != shape:
             raise ValueError(f"{self._name}: {name} must have shape {shape}, got {shape_of(array)}")
         return self.plain(array)
-
-    cdef object changed(self):
-        return RuntimeError(f"{self._name}: an argument changed while the call made itself ready; nothing was written")
-
-    @property
-    def _name(self):
-        return f"{type(self).__name__}({self.in_features}, {self.out_features})"
 
     # ---- the memory
 
@@ -754,7 +710,7 @@ cdef class Layer:
     # ---- forward
 
     def __call__(self, x, out=None):
-        return self.run_forward(x, out)
+        return run_forward(self, x, out)
 
     def forward(self, x, out=None):
         """y = x Wᵀ + b for every row of x (Torch7: forward, updateOutput; BLAS: gemm, gemv). ``layer(x)`` is the same.
@@ -769,33 +725,7 @@ cdef class Layer:
         >>> y[0]
         array([16., 35.], dtype=float32)
         """
-        return self.run_forward(x, out)
-
-    cdef inline run_forward(self, x, out):
-        cdef Pass p
-        cdef Work work
-        cdef object y = out
-        cdef Kernels* table = self.compiled_kernels()
-        if out is None and self.can_read(x, self.in_features):
-            y = self.empty(<cnp.ndarray> x, self.out_features)
-        if not self.can_map(&p, &p.x, x, self.in_features, y, self.out_features):
-            x = self.taken("x", x)
-            self.taken_out(out)
-            self.check_rows("x", x, self.in_features)
-            self.check_out(out, x, self.out_features)
-            x = self.plain(x)
-            y = self.empty(<cnp.ndarray> x, self.out_features)
-            if not self.can_map(&p, &p.x, x, self.in_features, y, self.out_features):
-                raise self.changed()
-        if table == NULL:
-            kernels.forward(x.reshape(p.rows, self.in_features), self.W.view(), view_of(self.b),
-                            y.reshape(p.rows, self.out_features))
-        elif p.rows:
-            begin(&work, p.rows, self.in_features, self.out_features)
-            table.forward(p.x.begin, self.w_span.begin, self.b_span.begin, p.result.begin,
-                          p.rows, self.in_features, self.out_features, work.threads, work.scratch)
-            end(&work)
-        return delivered(y, out)
+        return run_forward(self, x, out)
 
     # ---- backward
 
@@ -814,7 +744,7 @@ cdef class Layer:
         array([[ 1.,  0.,  2.],
                [-1.,  0., -2.]], dtype=float32)
         """
-        return self.run_backward(x, grad_output, out, self.number("scale", scale), input_grad)
+        return run_backward(self, x, grad_output, out, self.number("scale", scale), input_grad)
 
     def backward_params(self, x, grad_output, scale=1.0):
         """grad_weight += scale · grad_outputᵀ x and grad_bias += scale · Σ grad_output (Torch7: accGradParameters;
@@ -830,50 +760,7 @@ cdef class Layer:
         >>> layer.grad_bias
         array([ 11., -11.], dtype=float32)
         """
-        self.run_backward(x, grad_output, None, self.number("scale", scale), False)
-
-    cdef inline bint can_accumulate(self, Pass* p, x, grad_output, gx, bint input_grad) noexcept:
-        """Whether a kernel can add to the gradients, which must be there, from x and grad_output as they are."""
-        return (load_int(&self.has_gradients) and self.can_read_both(p, x, grad_output)
-                and self.can_write_grad_input(p, gx, x, input_grad) and self.apart_from_gradients(p.result)
-                and self.apart_from_gradients(p.x) and self.apart_from_gradients(p.grad_output))
-
-    cdef inline run_backward(self, x, grad_output, out, double scale, bint input_grad):
-        cdef Pass p
-        cdef Work work
-        cdef object gx = out
-        cdef Kernels* table = self.compiled_kernels()
-        if input_grad and out is None and self.can_read(x, self.in_features):
-            gx = self.empty(<cnp.ndarray> x, self.in_features)
-        if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
-            x, grad_output = self.taken("x", x), self.taken("grad_output", grad_output)
-            self.taken_out(out)
-            self.check_both(x, grad_output, out, input_grad)
-            self.ensure_gradients()
-            x, grad_output = self.plain_apart(x), self.plain_apart(grad_output)
-            gx = self.empty(<cnp.ndarray> x, self.in_features) if input_grad else None
-            if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
-                raise self.changed()
-        self.check_writable(self.grad_W, self.grad_b)
-        if table == NULL:
-            x, grad_output = x.reshape(p.rows, self.in_features), grad_output.reshape(p.rows, self.out_features)
-            if input_grad:
-                kernels.grad_input(grad_output, self.W.view(), gx.reshape(p.rows, self.in_features))
-            kernels.grad_weight(x, grad_output, scale, self.grad_W.view())
-            if self.b is not None:
-                kernels.grad_bias(grad_output, scale, self.grad_b.view())
-        elif p.rows:
-            begin(&work, p.rows, self.in_features, self.out_features)
-            if input_grad:
-                table.grad_input(p.grad_output.begin, self.w_span.begin, p.result.begin,
-                                 p.rows, self.in_features, self.out_features, work.threads, work.scratch)
-            table.grad_weight(p.x.begin, p.grad_output.begin, scale, self.grad_w_span.begin,
-                              p.rows, self.in_features, self.out_features, work.threads, work.scratch)
-            if self.b_span.begin != NULL:
-                table.grad_bias(p.grad_output.begin, scale, self.grad_b_span.begin,
-                                p.rows, self.out_features)
-            end(&work)
-        return delivered(gx, out)
+        run_backward(self, x, grad_output, None, self.number("scale", scale), False)
 
     def backward_input(self, grad_output, out=None):
         """grad_input = grad_output W (Torch7: updateGradInput; BLAS: gemm, gemv transposed).
@@ -888,7 +775,7 @@ cdef class Layer:
         cdef Pass p
         cdef Work work
         cdef object gx = out
-        cdef Kernels* table = self.compiled_kernels()
+        cdef Kernels* table = kernels_of(self.is_double)
         if out is None and self.can_read(grad_output, self.out_features):
             gx = self.empty(<cnp.ndarray> grad_output, self.in_features)
         if not self.can_map(&p, &p.grad_output, grad_output, self.out_features, gx, self.in_features):
@@ -904,7 +791,7 @@ cdef class Layer:
             kernels.grad_input(grad_output.reshape(p.rows, self.out_features), self.W.view(),
                                gx.reshape(p.rows, self.in_features))
         elif p.rows:
-            begin(&work, p.rows, self.in_features, self.out_features)
+            begin(&work, self.size(p.rows), 0)
             table.grad_input(p.grad_output.begin, self.w_span.begin, p.result.begin,
                              p.rows, self.in_features, self.out_features, work.threads, work.scratch)
             end(&work)
@@ -931,7 +818,7 @@ cdef class Layer:
         cdef Pass p
         cdef Work work
         cdef object gx = out
-        cdef Kernels* table = self.compiled_kernels()
+        cdef Kernels* table = kernels_of(self.is_double)
         if with_input and out is None and self.can_read(x, self.in_features):
             gx = self.empty(<cnp.ndarray> x, self.in_features)
         if not self.can_update(&p, x, grad_output, gx, with_input):
@@ -947,16 +834,11 @@ cdef class Layer:
             kernels.update(x.reshape(p.rows, self.in_features), grad_output.reshape(p.rows, self.out_features), rate,
                            self.W.view(), view_of(self.b), gx.reshape(p.rows, self.in_features) if with_input else None)
         elif p.rows:
-            begin(&work, p.rows, self.in_features, self.out_features)
+            begin(&work, self.size(p.rows), 0)
             table.update(p.x.begin, p.grad_output.begin, rate, self.w_span.begin, self.b_span.begin,
                          p.result.begin, p.rows, self.in_features, self.out_features, work.threads, work.scratch)
             end(&work)
         return delivered(gx, out)
-
-    cdef inline bint can_update(self, Pass* p, x, grad_output, gx, bint input_grad) noexcept:
-        """Whether a kernel can change the parameters from x and grad_output as they are."""
-        return (self.can_read_both(p, x, grad_output) and self.can_write_grad_input(p, gx, x, input_grad)
-                and self.apart_from_parameters(p.x) and self.apart_from_parameters(p.grad_output))
 
     # ---- the parameters
 
@@ -973,7 +855,7 @@ cdef class Layer:
         """
         cdef double rate = self.number("lr", lr)
         cdef Work work
-        cdef Kernels* table = self.compiled_kernels()
+        cdef Kernels* table = kernels_of(self.is_double)
         self.ensure_gradients()
         self.check_writable(self.W, self.b)
         if table == NULL:
@@ -981,7 +863,7 @@ cdef class Layer:
             if self.b is not None:
                 kernels.step(self.grad_b.view(), rate, self.b.view())
             return
-        release_gil(&work, <double> self.in_features * self.out_features)
+        release_gil(&work, self.size(1))
         table.step(self.grad_w_span.begin, rate, self.w_span.begin,
                    self.in_features * self.out_features)
         if self.b_span.begin != NULL:
@@ -998,11 +880,78 @@ cdef class Layer:
         if not load_int(&self.has_gradients):
             return
         self.check_writable(self.grad_W, self.grad_b)
-        release_gil(&work, <double> self.in_features * self.out_features)
+        release_gil(&work, self.size(1))
         memset(self.grad_w_span.begin, 0, self.grad_w_span.end - self.grad_w_span.begin)
         if self.grad_b_span.begin != NULL:
             memset(self.grad_b_span.begin, 0, self.grad_b_span.end - self.grad_b_span.begin)
         end(&work)
+
+
+# ---- the ways of a call
+
+cdef run_forward(Layer self, x, out):
+    cdef Pass p
+    cdef Work work
+    cdef object y = out
+    cdef Kernels* table = kernels_of(self.is_double)
+    if out is None and self.can_read(x, self.in_features):
+        y = self.empty(<cnp.ndarray> x, self.out_features)
+    if not self.can_map(&p, &p.x, x, self.in_features, y, self.out_features):
+        x = self.taken("x", x)
+        self.taken_out(out)
+        self.check_rows("x", x, self.in_features)
+        self.check_out(out, x, self.out_features)
+        x = self.plain(x)
+        y = self.empty(<cnp.ndarray> x, self.out_features)
+        if not self.can_map(&p, &p.x, x, self.in_features, y, self.out_features):
+            raise self.changed()
+    if table == NULL:
+        kernels.forward(x.reshape(p.rows, self.in_features), self.W.view(), view_of(self.b),
+                        y.reshape(p.rows, self.out_features))
+    elif p.rows:
+        begin(&work, self.size(p.rows), 0)
+        table.forward(p.x.begin, self.w_span.begin, self.b_span.begin, p.result.begin,
+                      p.rows, self.in_features, self.out_features, work.threads, work.scratch)
+        end(&work)
+    return delivered(y, out)
+
+
+cdef inline run_backward(Layer self, x, grad_output, out, double scale, bint input_grad):
+    cdef Pass p
+    cdef Work work
+    cdef object gx = out
+    cdef Kernels* table = kernels_of(self.is_double)
+    if input_grad and out is None and self.can_read(x, self.in_features):
+        gx = self.empty(<cnp.ndarray> x, self.in_features)
+    if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
+        x, grad_output = self.taken("x", x), self.taken("grad_output", grad_output)
+        self.taken_out(out)
+        self.check_both(x, grad_output, out, input_grad)
+        self.ensure_gradients()
+        x, grad_output = self.plain_apart(x), self.plain_apart(grad_output)
+        gx = self.empty(<cnp.ndarray> x, self.in_features) if input_grad else None
+        if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
+            raise self.changed()
+    self.check_writable(self.grad_W, self.grad_b)
+    if table == NULL:
+        x, grad_output = x.reshape(p.rows, self.in_features), grad_output.reshape(p.rows, self.out_features)
+        if input_grad:
+            kernels.grad_input(grad_output, self.W.view(), gx.reshape(p.rows, self.in_features))
+        kernels.grad_weight(x, grad_output, scale, self.grad_W.view())
+        if self.b is not None:
+            kernels.grad_bias(grad_output, scale, self.grad_b.view())
+    elif p.rows:
+        begin(&work, self.size(p.rows), 0)
+        if input_grad:
+            table.grad_input(p.grad_output.begin, self.w_span.begin, p.result.begin,
+                             p.rows, self.in_features, self.out_features, work.threads, work.scratch)
+        table.grad_weight(p.x.begin, p.grad_output.begin, scale, self.grad_w_span.begin,
+                          p.rows, self.in_features, self.out_features, work.threads, work.scratch)
+        if self.b_span.begin != NULL:
+            table.grad_bias(p.grad_output.begin, scale, self.grad_b_span.begin,
+                            p.rows, self.out_features)
+        end(&work)
+    return delivered(gx, out)
 
 
 cdef inline delivered(result, out):

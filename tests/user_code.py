@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastlinear
-from fastlinear import Linear
+from fastlinear import Linear, losses
 
 Array = NDArray[Any]
 
@@ -69,9 +69,20 @@ assert_type(Scaled.from_weights(np.eye(3)), Scaled)
 assert_type(Scaled.load("layer.npz"), Scaled)
 assert_type(Scaled(3, 2).astype(np.float64), Scaled)
 
+optimiser = fastlinear.Adam(layer, lr=1e-3, betas=(0.9, 0.99))
+optimiser.lr = 0.01
+assert_type(optimiser.lr, float)
+optimiser.step()
+optimiser.zero_grad()
+assert_type(optimiser.state_dict(), dict[str, Any])
+fastlinear.SGD(fastlinear.Sequential(layer, "relu"), 0.1, momentum=0.9, nesterov=True)
+assert_type(fastlinear.clip_grad_norm(layer, 1.0), float)
+assert_type(losses.log_loss(layer(x), [0, 1, 0, 1, 1], out=grad_output), tuple[float, Array])
+
 # Wrong use is an error of types. With warn_unused_ignores, which --strict turns on, so is an ignore without an error.
 Linear("3", 2)  # type: ignore[arg-type]
 layer.backward(x)  # type: ignore[call-overload]
 layer.backward_update(x, grad_output, "0.1")  # type: ignore[call-overload]
 layer.in_features = 4  # type: ignore[misc]
+fastlinear.SGD(x)  # type: ignore[arg-type]
 fastlinear.show_config("json")  # type: ignore[call-overload]
