@@ -1109,8 +1109,8 @@ def activate(str function, int kind, x, out=None):
         if n >= 2 * WORTH_A_THREAD // ELEMENT_COST:
             work.threads = <int> min(<double> threads_now(), <double> n * ELEMENT_COST / WORTH_A_THREAD)
             work.threads = startable_threads(work.threads, thread_stack_size)
-        table.activate(kind, cnp.PyArray_DATA(<cnp.ndarray> x), cnp.PyArray_DATA(<cnp.ndarray> y), n // columns, columns,
-                       work.threads)
+        table.activate(kind, cnp.PyArray_DATA(<cnp.ndarray> x), cnp.PyArray_DATA(<cnp.ndarray> y),
+                       n // columns, columns, work.threads)
         end(&work)
     return delivered(y, out)
 

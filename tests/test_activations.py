@@ -5,6 +5,7 @@ The judge is the reference in a wider dtype, which is itself held against mpmath
 
 from __future__ import annotations
 
+import doctest
 import hashlib
 import inspect
 
@@ -419,7 +420,7 @@ def public(name):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_any_array(isa, name, dtype):
-    """Strided, reversed, Fortran-ordered, byte-swapped, misaligned, read-only, more axes: the values of the plain one."""
+    """Strided, reversed, Fortran-ordered, byte-swapped, misaligned, read-only, with more axes: as the plain one."""
     plain = mixed(dtype, 4 * 3 * 10).reshape(4, 3, 10)
     expected = public(name)(plain)
     assert expected.shape == plain.shape
@@ -520,6 +521,16 @@ def test_large_arrays_on_threads(compiled_isa, threads, name, dtype):
     expected = public(name)(x)
     threads(2)
     assert_same_bits(public(name)(x), expected)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_docstrings(name):
+    """The example gives what stands below it."""
+    text = inspect.getdoc(public(name))
+    assert ">>>" in text
+    test = doctest.DocTestParser().get_doctest(text, {"activations": activations}, name, name, 0)
+    with np.printoptions(precision=8, suppress=False):
+        assert doctest.DocTestRunner().run(test).failed == 0
 
 
 def test_names():
