@@ -6,7 +6,7 @@ NaN stays NaN, an infinity gives the limit.
 All take x (...), any array-like, and give an array of its shape: of float32 if x is of that or casts safely to it
 (float16, 8- and 16-bit integers, bool), else of float64 (other integers, Python's numbers). ``out`` is overwritten and
 returned; it must have x's shape and the result's dtype, and may be x itself or overlap it. Raises TypeError for a dtype
-that casts safely to neither, ValueError for a wrong shape. Large arrays are divided among ``get_num_threads()`` threads.
+that casts safely to neither, ValueError for a wrong shape. Large arrays are divided among the threads there are.
 
 >>> from fastlinear import activations
 >>> activations.relu(np.array([0.5, -1], np.float32))
