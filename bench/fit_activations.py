@@ -61,7 +61,7 @@ POLYNOMIALS = [
         lambda t: scaled_mills(t) - 1,
         lambda t: 1 / scaled_mills(t),
         {np.float32: 12, np.float64: 29},
-        {np.float32: argument(14.5), np.float64: argument(38.75)},
+        {np.float32: argument(14.75), np.float64: argument(38.75)},
     ),
 ]
 

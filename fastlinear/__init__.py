@@ -18,7 +18,7 @@ isa: str = _dispatch.choose(os.environ.get("FASTLINEAR_ISA"))
 _dispatch.use(isa)
 _threads.initialise()
 
-from fastlinear import reference  # noqa: E402
+from fastlinear import activations, reference  # noqa: E402
 from fastlinear._config import show_config  # noqa: E402
 from fastlinear._threads import get_num_threads, set_num_threads  # noqa: E402
 from fastlinear._verify import verify  # noqa: E402
@@ -37,6 +37,7 @@ __all__ = [
     "Linear",
     "Sequential",
     "__version__",
+    "activations",
     "clip_grad_norm",
     "get_num_threads",
     "isa",

@@ -50,15 +50,15 @@ static const float MILLS_f32[] = {
     -0.662808895f,
     0.057595104f,
     0.0734370872f,
-    -0.000943164458f,
-    -0.0134543674f,
-    -0.00388534041f,
-    0.00159556442f,
-    0.00162529969f,
-    0.000346531131f,
-    -0.000230313148f,
-    -0.000177514434f,
-    -3.91797766e-05f,
+    -0.000943167601f,
+    -0.0134543786f,
+    -0.00388531713f,
+    0.00159565429f,
+    0.00162526697f,
+    0.000346300716f,
+    -0.000230371152f,
+    -0.000177324444f,
+    -3.90709138e-05f,
 };
 /* 2 (a + 2) Phi(-a) e^(a²/2) = 1 + p(t), t = (a - 2) / (a + 2); the relative error: 2^-56.5 */
 static const double MILLS_f64[] = {
@@ -106,8 +106,8 @@ static const double LARGEST_f64 = 0x1.fffffffffffffp1023;
 /* Past -ENDS, |x| e^x is 0, after rounding, and so is all that is smaller; 1 + e^-NOTHING is 1. */
 static const float ENDS_f32 = 110, NOTHING = 50;
 static const double ENDS_f64 = 760;
-/* Past -GELU_ENDS, gelu is 0. The polynomial MILLS is in terms of (a - MILLS_SHIFT) / (a + MILLS_SHIFT). */
-static const float GELU_ENDS_f32 = 14.5f, MILLS_SHIFT = 2;
+/* Past -GELU_ENDS, gelu and its derivative are 0. The polynomial MILLS is in terms of (a - MILLS_SHIFT) / (a + MILLS_SHIFT). */
+static const float GELU_ENDS_f32 = 14.75f, MILLS_SHIFT = 2;
 static const double GELU_ENDS_f64 = 38.75;
 static const float SLOPE_f32 = 0.01f; /* of leaky_relu */
 static const double SLOPE_f64 = 0.01, DENSITY_AT_0 = 0.3989422804014327; /* 1 / sqrt(2 pi) */
@@ -156,7 +156,7 @@ static const double GRID_f64 = 0x1.8p538;
    multiply-adds would be longer than what a processor looks ahead, which costs gelu two thirds. Four sums are no faster by
    much, and round once too often. */
 INLINE VEC NAME(polynomial)(VEC x, const REAL *c, const int terms) {
-    const int sums = terms > 8 ? 2 : 1;
+    const int sums = HAS_FMA && terms > 8 ? 2 : 1; /* without it, two round too often */
     VEC sum[2], power = sums == 2 ? NAME(mul)(x, x) : x;
     UNROLL_ALL for (int k = terms - 1; k >= 0; k--)
         sum[k % sums] = k + sums < terms ? NAME(fma)(sum[k % sums], power, TO_EACH(c[k])) : TO_EACH(c[k]);
@@ -426,10 +426,11 @@ static void NAME(softmax)(const REAL *x, REAL *out, ptrdiff_t rows, ptrdiff_t co
         for (int h = LANES / 2; h; h /= 2)
             for (int l = 0; l < h; l++) lane[l] = lane[l] < lane[l + h] ? lane[l + h] : lane[l];
         most[0] = NAME(finite)(TO_EACH(lane[0]));
-        EACH_LINE(x, out,
-            VEC term = NAME(softmax_term)(NAME(finite)(NAME(load)(p)), most[0]);
+        EACH_LINE(x, out, NAME(store)(q, NAME(softmax_term)(NAME(finite)(NAME(load)(p)), most[0]));)
+        if (whole < columns) memset(last + (columns - whole), 0, (size_t)(LANES - (columns - whole)) * sizeof(REAL));
+        EACH_LINE(out, out, (void)q;
+            VEC term = NAME(load)(p);
             VEC rough = NAME(sub)(NAME(add)(term, TO_EACH(NAME(GRID))), TO_EACH(NAME(GRID)));
-            NAME(store)(q, term);
             high[part] = NAME(add)(high[part], rough);
             low[part] = NAME(add)(low[part], NAME(sub)(term, rough));
         )

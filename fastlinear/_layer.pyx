@@ -19,7 +19,7 @@ from libc.float cimport FLT_MAX
 from libc.math cimport fabs, isinf
 from libc.string cimport memmove, memset
 
-from fastlinear._table cimport SCRATCH_BYTES, Elementwise, ElementwiseTable, Kernels, KernelTable
+from fastlinear._table cimport SCRATCH_BYTES, SOFTMAX, Elementwise, ElementwiseTable, Kernels, KernelTable
 
 cnp.import_array()
 
@@ -961,6 +961,108 @@ cdef inline delivered(result, out):
     if result is not None:
         cnp.PyArray_CopyInto(out, result)
     return out
+
+
+# ---- an activation by itself: the same way, for an array of any shape
+
+cdef enum:
+    ELEMENT_COST = 8    # of an element of an activation, in multiply-adds
+
+
+cdef inline bint is_plain(a) noexcept:
+    """Whether a kernel can read `a` as it is: an ndarray of float32 or float64, contiguous."""
+    return (PyArray_CheckExact(a) and PyArray_ISCARRAY_RO(<cnp.ndarray> a)
+            and cnp.PyArray_TYPE(<cnp.ndarray> a) in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE))
+
+
+cdef inline bint can_activate(int kind, x, y) noexcept:
+    """Whether a kernel can compute y from x, as they are: apart from each other, or the same memory."""
+    cdef Span source, result
+    if not (is_plain(x) and is_plain(y) and PyArray_ISCARRAY(<cnp.ndarray> y)
+            and cnp.PyArray_TYPE(<cnp.ndarray> x) == cnp.PyArray_TYPE(<cnp.ndarray> y)
+            and cnp.PyArray_SAMESHAPE(<cnp.ndarray> x, <cnp.ndarray> y)
+            and (kind != SOFTMAX or cnp.PyArray_NDIM(<cnp.ndarray> x) > 0)):
+        return False
+    source.begin, result.begin = <char*> cnp.PyArray_DATA(<cnp.ndarray> x), <char*> cnp.PyArray_DATA(<cnp.ndarray> y)
+    source.end = source.begin + cnp.PyArray_NBYTES(<cnp.ndarray> x)
+    result.end = result.begin + cnp.PyArray_NBYTES(<cnp.ndarray> y)
+    return source.begin == result.begin or apart(source, result)
+
+
+cdef cnp.ndarray empty_as(cnp.ndarray x):
+    return PyArray_EMPTY(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x), 0)
+
+
+cdef cnp.ndarray floating(str function, value):
+    """value as a contiguous array of float32 or float64, whichever it casts safely to. Runs Python code."""
+    from fastlinear.linear import _array
+    cdef cnp.ndarray array = _array(f"{function}: x", value)
+    for dtype in (cnp.PyArray_DescrFromType(cnp.NPY_FLOAT), cnp.PyArray_DescrFromType(cnp.NPY_DOUBLE)):
+        if PyArray_CanCastTypeTo(dtype_of(array), dtype, cnp.NPY_SAFE_CASTING):
+            Py_INCREF(dtype)        # PyArray_FromArray takes it over
+            return PyArray_FromArray(
+                array, dtype, cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_ENSUREARRAY)
+    raise TypeError(f"{function}: x has dtype {dtype_of(array)}, which does not cast safely to float32 or float64")
+
+
+cdef int check_activated(str function, int kind, cnp.ndarray x, out) except -1:
+    from fastlinear.linear import _check_mask
+    if kind == SOFTMAX and cnp.PyArray_NDIM(x) == 0:
+        raise ValueError(f"{function}: x must have at least one axis, got a number")
+    if out is None:
+        return 0
+    if not cnp.PyArray_Check(out):
+        raise TypeError(f"{function}: out must be a numpy.ndarray, got {type(out).__name__}")
+    _check_mask(f"{function}: out", out)
+    if not (cnp.PyArray_TYPE(out) == cnp.PyArray_TYPE(x) and cnp.PyArray_ISNOTSWAPPED(out)):
+        raise TypeError(f"{function}: out must have dtype {dtype_of(x)}, got {dtype_of(out)}")
+    if not cnp.PyArray_SAMESHAPE(out, x):
+        raise ValueError(f"{function}: out must have shape {shape_of(x)}, got {shape_of(out)}")
+    if not cnp.PyArray_ISWRITEABLE(out):
+        raise ValueError(f"{function}: out must be writable, got a read-only array")
+    PyArray_FailUnlessWriteable(out, "out")     # NumPy may warn, and a warning may be an error
+    return 0
+
+
+def activate(str function, int kind, x, out=None):
+    """What the functions of activations.py do; `kind` as in reference.ACTIVATIONS."""
+    cdef Work work
+    cdef Py_ssize_t columns, n
+    cdef object y = out
+    cdef Elementwise* table
+    if out is None and is_plain(x):
+        y = empty_as(<cnp.ndarray> x)
+    if not can_activate(kind, x, y):
+        x = floating(function, x)
+        check_activated(function, kind, x, out)
+        y = empty_as(<cnp.ndarray> x)
+        if not can_activate(kind, x, y):
+            raise RuntimeError(f"{function}: an argument changed while the call made itself ready; nothing was written")
+    n, columns = cnp.PyArray_SIZE(<cnp.ndarray> x), 1
+    if cnp.PyArray_NDIM(<cnp.ndarray> x) > 0:
+        columns = cnp.PyArray_DIMS(<cnp.ndarray> x)[cnp.PyArray_NDIM(<cnp.ndarray> x) - 1]
+    table = compiled_elementwise(cnp.PyArray_TYPE(<cnp.ndarray> x))
+    if n == 0:
+        return delivered(y, out)
+    if table == NULL:
+        elementwise.activate(kind, x.reshape(n // columns, columns), y.reshape(n // columns, columns))
+    else:
+        release_gil(&work, <double> n * ELEMENT_COST)
+        if n >= 2 * WORTH_A_THREAD // ELEMENT_COST:
+            work.threads = <int> min(<double> threads_now(), <double> n * ELEMENT_COST / WORTH_A_THREAD)
+            work.threads = startable_threads(work.threads, thread_stack_size)
+        table.activate(kind, cnp.PyArray_DATA(<cnp.ndarray> x), cnp.PyArray_DATA(<cnp.ndarray> y),
+                       n // columns, columns, work.threads)
+        end(&work)
+    return delivered(y, out)
+
+
+cdef inline Elementwise* compiled_elementwise(int typenum) noexcept:
+    """Those in use now, for float32 or float64; NULL for the reference."""
+    cdef ElementwiseTable* both = <ElementwiseTable*> load_pointer(&elementwise_table)
+    if both == NULL:
+        return NULL
+    return &both.of_double if typenum == cnp.NPY_DOUBLE else &both.of_float
 
 
 cdef int check_to_bind(str name, array, cnp.ndarray weight, int ndim) except -1:

@@ -1,7 +1,7 @@
-# What the builds of _kernels.pyx and _elementwise.pyx hand out: their functions as C functions, in a table for each dtype.
-# All arrays are of that dtype, C-contiguous and aligned; the arguments are those of the Python function of that name, the
-# sizes that a memoryview has, and scratch: `threads` times SCRATCH_BYTES that nobody else uses meanwhile, from a cache line
-# on.
+# What the builds of _kernels.pyx and _elementwise.pyx hand out: their functions as C functions, in a table for each
+# dtype. All arrays are of that dtype, C-contiguous and aligned; the arguments are those of the Python function of that
+# name, the sizes that a memoryview has, and scratch: `threads` times SCRATCH_BYTES that nobody else uses meanwhile,
+# from a cache line on.
 
 from libc.stdint cimport int64_t
 

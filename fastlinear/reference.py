@@ -161,7 +161,7 @@ def _times_finite(x: Array, weight: Array) -> Array:
 
 _FORWARD: dict[str, Callable[[Array], Array]] = {
     "identity": lambda x: x,
-    "relu": lambda x: np.where(x <= 0, 0, x),
+    "relu": lambda x: np.where(x < 0, 0, x),
     "leaky_relu": lambda x: np.where(x > 0, x, SLOPE * x),
     "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
     "sigmoid": _sigmoid,
@@ -185,11 +185,11 @@ def _gelu_derivative(x: Array) -> Array:
 
 _BY_OUTPUT: dict[str, Callable[[Array, Array], Array]] = {
     "identity": lambda grad, y: grad,
-    "relu": lambda grad, y: np.where(y <= 0, 0, grad),
+    "relu": lambda grad, y: np.where(y > 0, grad, 0 * y),
     "leaky_relu": lambda grad, y: np.where(y > 0, grad, SLOPE * grad),
-    "elu": lambda grad, y: np.where(y > 0, grad, grad * (y + 1)),
+    "elu": lambda grad, y: grad * (np.minimum(y, 0) + 1),
     "sigmoid": lambda grad, y: grad * (y * (1 - y)),
-    "tanh": lambda grad, y: grad * (1 - y * y),
+    "tanh": lambda grad, y: grad * ((1 - y) * (1 + y)),
     "softmax": lambda grad, y: y * (grad - (grad * y).sum(axis=-1, keepdims=True)),
 }
 _BY_BEFORE: dict[str, Callable[[Array, Array], Array]] = {
