@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastlinear
-from fastlinear import Linear
+from fastlinear import Linear, Sequential
 
 Array = NDArray[Any]
 
@@ -69,9 +69,23 @@ assert_type(Scaled.from_weights(np.eye(3)), Scaled)
 assert_type(Scaled.load("layer.npz"), Scaled)
 assert_type(Scaled(3, 2).astype(np.float64), Scaled)
 
+net = Sequential(layer, "relu", Linear(2, 1))
+assert_type(net(x), Array)
+tape = net.record(x)
+tape = net.record(x, tape)
+assert_type(tape.output, Array)
+assert_type(net.backward(tape, np.ones((5, 1), np.float32)), Array)
+net.backward_update(tape, np.ones((5, 1), np.float32), 0.1, input_grad=False)
+net.step(0.1)
+assert_type(net.layers, tuple[Linear, ...])
+assert_type(net[0], Linear | str)
+assert_type(Sequential.load("net.npz"), Sequential)
+assert_type(fastlinear.verify(net, x, np.ones((5, 1))), dict[str, float])
+
 # Wrong use is an error of types. With warn_unused_ignores, which --strict turns on, so is an ignore without an error.
 Linear("3", 2)  # type: ignore[arg-type]
 layer.backward(x)  # type: ignore[call-overload]
 layer.backward_update(x, grad_output, "0.1")  # type: ignore[call-overload]
 layer.in_features = 4  # type: ignore[misc]
+Sequential(layer, np.tanh)  # type: ignore[arg-type]
 fastlinear.show_config("json")  # type: ignore[call-overload]
