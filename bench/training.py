@@ -88,12 +88,15 @@ def optimisers(sizes: tuple[int, ...]) -> Iterator[tuple[str, dict[str, Work]]]:
                   else torch.optim.SGD(tensors, momentum=0.9, fused=True))  # fmt: skip
         flat = np.ones((4, sum(p.size for p in arrays)), np.float32)
         by_hand = ADAM if name == "Adam" else MOMENTUM
-        yield name, {
-            "fastlinear": Work("step()", {"step": ours.step}),
-            "NumPy": Work(by_hand, {"np": np, "memory": memory, "rate": 1e-3, "correction": 1.0}),
-            "PyTorch": Work("step()", {"step": theirs.step}),
-            "floor": Work(FLOORS[name], {"np": np} | dict(zip("abcd", flat, strict=True))),
-        }
+        yield (
+            name,
+            {
+                "fastlinear": Work("step()", {"step": ours.step}),
+                "NumPy": Work(by_hand, {"np": np, "memory": memory, "rate": 1e-3, "correction": 1.0}),
+                "PyTorch": Work("step()", {"step": theirs.step}),
+                "floor": Work(FLOORS[name], {"np": np} | dict(zip("abcd", flat, strict=True))),
+            },
+        )
 
 
 def losses_of(shape: tuple[int, int]) -> dict[str, Work]:
@@ -104,7 +107,9 @@ def losses_of(shape: tuple[int, int]) -> dict[str, Work]:
     held, out = labels[:, None].astype(np.float32), np.empty_like(scores)
     tensor, f = torch.tensor(scores, requires_grad=True), torch.nn.functional
     names = {"np": np, "scores": scores, "labels": labels, "held": held, "out": out, "rows": np.arange(shape[0])}
-    theirs = "f.cross_entropy(x, y).backward()" if shape[1] > 1 else "f.binary_cross_entropy_with_logits(x, y).backward()"
+    theirs = (
+        "f.cross_entropy(x, y).backward()" if shape[1] > 1 else "f.binary_cross_entropy_with_logits(x, y).backward()"
+    )
     return {
         "fastlinear": Work("log_loss(scores, labels, out)", names | {"log_loss": losses.log_loss}),
         "NumPy": Work(SOFTMAX if shape[1] > 1 else LOGISTIC, names),
