@@ -1,12 +1,13 @@
 """Optimisers and losses beside PyTorch's and NumPy's: python bench/training.py
 
-One thread each, float32, medians of interleaved rounds, µs a call. NumPy is written by hand with out= everywhere; PyTorch
-runs its fused optimisers, and its losses with autograd, which is how it comes to the gradient. *Floor* is a pass that
-moves the same bytes as the optimiser and adds one to each.
+One thread each, float32, medians of interleaved rounds, µs a call. NumPy is written by hand with out= everywhere;
+PyTorch runs its fused optimisers, and its losses with autograd, which is how it comes to the gradient. *Floor* is a few
+additions that move the same bytes as the optimiser.
 """
 
 import argparse
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ class Net:
     """The least that a model is."""
 
     def __init__(self, *sizes: int) -> None:
-        self.layers = [Linear(i, o, rng=0) for i, o in zip(sizes, sizes[1:], strict=False)]
+        self.layers = [Linear(i, o, rng=0) for i, o in pairwise(sizes)]
 
 
 NETS = [(8, 64, 64, 2), (784, 256, 10), (1024, 1024), (4096, 4096)]
@@ -107,13 +108,13 @@ def losses_of(shape: tuple[int, int]) -> dict[str, Work]:
     held, out = labels[:, None].astype(np.float32), np.empty_like(scores)
     tensor, f = torch.tensor(scores, requires_grad=True), torch.nn.functional
     names = {"np": np, "scores": scores, "labels": labels, "held": held, "out": out, "rows": np.arange(shape[0])}
-    theirs = (
-        "f.cross_entropy(x, y).backward()" if shape[1] > 1 else "f.binary_cross_entropy_with_logits(x, y).backward()"
-    )
+    theirs = "cross_entropy" if shape[1] > 1 else "binary_cross_entropy_with_logits"
     return {
         "fastlinear": Work("log_loss(scores, labels, out)", names | {"log_loss": losses.log_loss}),
         "NumPy": Work(SOFTMAX if shape[1] > 1 else LOGISTIC, names),
-        "PyTorch": Work(theirs, {"f": f, "x": tensor, "y": torch.tensor(labels if shape[1] > 1 else held)}),
+        "PyTorch": Work(
+            f"f.{theirs}(x, y).backward()", {"f": f, "x": tensor, "y": torch.tensor(labels if shape[1] > 1 else held)}
+        ),
     }
 
 

@@ -9,8 +9,8 @@
     sgd, adam     parameter -= ...                                 and what they keep from step to step
     squares, scale                                                for the norm of a gradient
 
-`kind` is a place in reference.ACTIVATIONS. The arithmetic is in _activation.h, _loss.h and
-_optimiser.h; here are the choice of a function and the threads. setup.py compiles this file once for each instruction set, as it does _kernels.pyx.
+`kind` is a place in reference.ACTIVATIONS. The arithmetic is in _activation.h, _loss.h and _optimiser.h; here are the
+choice of a function and the threads. setup.py compiles this file once for each instruction set, as it does _kernels.pyx.
 """
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport prange
@@ -178,8 +178,8 @@ cdef double log_loss_loop(const real* scores, const int64_t* labels, double scal
 
 # ---- optimisers
 
-cdef void sgd_share(const real* gradient, real* parameter, real* buffer, Py_ssize_t size, const Sgd* numbers, int thread,
-                    int threads) noexcept nogil:
+cdef void sgd_share(const real* gradient, real* parameter, real* buffer, Py_ssize_t size, const Sgd* numbers,
+                    int thread, int threads) noexcept nogil:
     cdef Py_ssize_t begin = share(IDENTITY, 1, size, thread, threads)
     cdef Py_ssize_t end = share(IDENTITY, 1, size, thread + 1, threads)
     sgd_pass(gradient + begin, parameter + begin, buffer + begin if buffer != NULL else NULL, end - begin, numbers)

@@ -6,7 +6,6 @@
 Every call goes the way of those in _layer.pyx: conversions and allocation first, then one look at the arrays, then the
 labels, then the kernel. The arithmetic is in _loss.h.
 """
-cimport cython
 cimport numpy as cnp
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from libc.math cimport NAN
@@ -182,7 +181,9 @@ cdef object out_of_range(str name, label, Py_ssize_t place, cnp.ndarray scores):
     """The error for a label which no column has."""
     cdef Py_ssize_t columns = cnp.PyArray_DIMS(scores)[cnp.PyArray_NDIM(scores) - 1]
     cdef tuple axes = rows_shape(scores)
-    wanted = "0 or 1 for one output" if columns == 1 else f"from 0 to {columns - 1}" if columns else "absent for 0 outputs"
+    wanted = "absent for 0 outputs" if columns == 0 else f"from 0 to {columns - 1}"
+    if columns == 1:
+        wanted = "0 or 1 for one output"
     row = ", ".join(map(str, np.unravel_index(place, axes))) if axes else ""
     return ValueError(f"{name} must be {wanted}, got {label}" + (f" in row {row}" if axes else ""))
 
@@ -278,7 +279,7 @@ def squared_error(output, target, out=None):
 
 
 def huber(output, target, out=None):
-    """Huber's loss with delta 1: d² / 2 where |d| ≤ 1, |d| − 1/2 elsewhere, d = output − target; summed over the outputs.
+    """Huber's loss, delta 1: d² / 2 where |d| ≤ 1, |d| − 1/2 elsewhere, d = output − target; summed over the outputs.
 
     As squared_error; the gradient is d, but at most 1 and at least −1, divided by the rows.
 
@@ -292,8 +293,8 @@ def huber(output, target, out=None):
 def hinge(scores, labels, out=None):
     """The hinge loss, max(0, 1 − z), z = ±score: + for the label's output, − for the others; summed over the outputs.
 
-    scores: (..., outputs), labels: (...), integers of any dtype, or bools. Of several outputs, each is one class against
-    the rest; one output is the score of label 1 against label 0. 1-D scores are one row with one label.
+    scores: (..., outputs), labels: (...), integers of any dtype, or bools. Of several outputs, each is one class
+    against the rest; one output is the score of label 1 against label 0. 1-D scores are one row with one label.
     The mean over the rows is returned with its gradient by scores, ∓1 / rows where z ≤ 1 and 0 elsewhere, which
     overwrites out, or a new array if None; out may overlap anything. Returns (loss, gradient); the loss is a float.
     Raises ValueError for a label that there is no output for, or a wrong shape, and TypeError for a wrong dtype.

@@ -13,7 +13,7 @@ from libc.string cimport memset
 
 from fastlinear._layer cimport (
     Layer, Memory, Parameter, Span, Work, begin, elementwise_module, elementwise_of, end, load_int,
-    new_memory, release_gil, shape_of)
+    new_memory, release_gil, shape_of, store_int)
 from fastlinear._table cimport Elementwise
 
 cnp.import_array()
@@ -81,7 +81,7 @@ cdef class Optimiser:
     cdef Py_ssize_t count               # of parameters
     cdef double size                    # elements in all of them
     cdef int buffers                    # for each parameter, at most 2
-    cdef bint has_gradients
+    cdef int has_gradients              # whether the slots say where they are
     cdef double rate
     cdef readonly double weight_decay
 
@@ -134,7 +134,7 @@ cdef class Optimiser:
             layer = <Layer> item
             layer.ensure_gradients()
             layer.check_writable(layer.W, layer.b)
-        if not self.has_gradients:
+        if not load_int(&self.has_gradients):
             for item in self.layers:
                 layer = <Layer> item
                 self.slots[n].gradient = layer.grad_w_span.begin
@@ -142,7 +142,7 @@ cdef class Optimiser:
                 if layer.b is not None:
                     self.slots[n].gradient = layer.grad_b_span.begin
                     n += 1
-            self.has_gradients = True
+            store_int(&self.has_gradients, True)
         return 0
 
     cdef int next_step(self) except -1:
@@ -152,6 +152,16 @@ cdef class Optimiser:
             self.steps += 1
             step = self.steps
         return step
+
+    cdef int start(self, Work* work) except -1:
+        """begin() for all parameters. Where it fails there was no step."""
+        try:
+            begin(work, self.size * COST, 0)
+        except MemoryError:
+            with cython.critical_section(self):
+                self.steps -= 1
+            raise
+        return 0
 
     cdef list views(self):
         """For each parameter: itself, its gradient and its buffers, as flat ndarrays. For the reference."""
@@ -257,8 +267,8 @@ cdef class SGDBase(Optimiser):
         """Change every parameter by its gradient, which stays as it is. Returns None.
 
         With a layer's gradient g, and weight_decay: g += weight_decay · parameter; with momentum: buffer = momentum ·
-        buffer + g, and g is the buffer, or with nesterov g + momentum · buffer; then parameter −= lr · g. Without any of
-        them that is what the layers' own step does. Each is one pass over the memory.
+        buffer + g, and g is the buffer, or with nesterov g + momentum · buffer; then parameter −= lr · g. Without any
+        of them that is what the layers' own step does. All of it is one pass over the memory.
         A layer whose weights were made read-only is a ValueError, and then nothing has changed.
         """
         cdef Elementwise* single = elementwise_of(False)
@@ -276,7 +286,7 @@ cdef class SGDBase(Optimiser):
                 elementwise_module().sgd(gradient, lr, momentum, nesterov, weight_decay, parameter,
                                          buffer if momentum else None)
             return
-        begin(&work, self.size * COST, 0)
+        self.start(&work)
         slot, stop = self.slots, self.slots + self.count
         while slot < stop:
             (double_ if slot.is_double else single).sgd(
@@ -299,7 +309,8 @@ cdef class AdamBase(Optimiser):
 
         At step t, with a layer's gradient g: mean += (1 − β₁)(g − mean), square = β₂ square + (1 − β₂) g²,
         parameter −= lr / (1 − β₁ᵗ) · mean / (√square / √(1 − β₂ᵗ) + eps). Weight decay adds weight_decay · parameter to
-        g first; AdamW's multiplies the parameter by 1 − lr · weight_decay instead. All of it is one pass over the memory.
+        g first; AdamW's multiplies the parameter by 1 − lr · weight_decay instead. All of it is one pass over the
+        memory.
         A layer whose weights were made read-only is a ValueError, and then nothing has changed.
         """
         cdef Elementwise* single = elementwise_of(False)
@@ -322,7 +333,7 @@ cdef class AdamBase(Optimiser):
                 elementwise_module().adam(gradient, rate, beta1, beta2, correction, eps, weight_decay, decay,
                                           parameter, mean, square)
             return
-        begin(&work, self.size * COST, 0)
+        self.start(&work)
         slot, stop = self.slots, self.slots + self.count
         while slot < stop:
             (double_ if slot.is_double else single).adam(
@@ -362,9 +373,9 @@ def clip_grad_norm(model, max_norm, error_if_nonfinite=False):
     """Scale the gradients of a Linear or a Sequential so that their norm is at most max_norm. Returns the norm before.
 
     The norm is that of all gradients taken together as one vector, a float; its sum is in float64. If it is larger,
-    every gradient is multiplied by max_norm / (norm + 1e-6), as in PyTorch's ``clip_grad_norm_``. A gradient with NaN or
-    infinity makes the norm so, and is spread as PyTorch spreads it; with error_if_nonfinite=True it is a RuntimeError,
-    and then nothing has changed. max_norm must be a number that is not negative; infinity never scales.
+    every gradient is multiplied by max_norm / (norm + 1e-6), as in PyTorch's ``clip_grad_norm_``. A gradient with NaN
+    or infinity makes the norm so, and then spreads as in PyTorch; with error_if_nonfinite=True it is a RuntimeError,
+    and nothing has changed. max_norm must be a number that is not negative; infinity never scales.
 
     >>> layer = Linear.from_weights([[1, 2]])
     >>> layer.backward_params([3, 4], [1])

@@ -335,8 +335,9 @@ class Adam(_PyTorchForm, AdamBase):
         return {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
 
     def _set(self, settings: Settings) -> None:
+        beta1, beta2 = settings["betas"]
         decoupled = self._FIXED["decoupled_weight_decay"]
-        self._configure(settings["lr"], *settings["betas"], settings["eps"], settings["weight_decay"], decoupled)
+        self._configure(settings["lr"], beta1, beta2, settings["eps"], settings["weight_decay"], decoupled)
 
 
 class AdamW(Adam):
@@ -344,11 +345,11 @@ class AdamW(Adam):
 
     As Adam, but for weight_decay: each step first multiplies the parameters by 1 - lr · weight_decay.
 
-    >>> layer = Linear.from_weights([[1, 2]])
+    >>> layer = Linear.from_weights([[2, 3]])
     >>> opt = AdamW(layer, lr=0.5, weight_decay=1)
     >>> layer.backward_params([1, -1], [2])
     >>> opt.step(); layer.weight.round(4)
-    array([[0. , 1.5]], dtype=float32)
+    array([[0.5, 2. ]], dtype=float32)
     """
 
     __slots__ = ()

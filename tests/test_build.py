@@ -25,6 +25,8 @@ pytestmark = pytest.mark.thread_unsafe(reason="looks at the process")
 
 PACKAGE = str(Path(fastlinear.__file__).parent)
 ROOT = Path(__file__).parents[1]
+BUILT_ONCE = ("_layer", "_losses", "_network", "_optimisers")
+"""The modules that every instruction set shares."""
 
 x86_linux = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64", reason="reads x86 code and /proc/cpuinfo"
@@ -92,7 +94,7 @@ def assert_no_avx(file):
 
 
 @x86_linux
-@pytest.mark.parametrize("module", ["_layer", "_kernels_baseline", "_elementwise_baseline"])
+@pytest.mark.parametrize("module", [*BUILT_ONCE, "_kernels_baseline", "_elementwise_baseline"])
 def test_no_avx_where_any_machine_runs(module):
     """Neither the module that asks the processor nor the baseline has an instruction of AVX."""
     assert_no_avx(file_of(module))
@@ -152,7 +154,7 @@ def small_build(tmp_path):
     for name in ("_isa.py", "_promises.h", "_machine.h"):
         shutil.copy(ROOT / "fastlinear" / name, package)
     (package / "__init__.py").touch()
-    for name in ("_kernels", "_elementwise"):
+    for name in ("_kernels", "_elementwise", *BUILT_ONCE[1:]):
         (package / f"{name}.pyx").write_text(f"# cython: language_level=3, cdivision=True\n{SUMS}")
     (package / "_layer.pyx").write_text(
         'cdef extern from "_machine.h":\n    const char* FASTLINEAR_FLAGS\nflags = FASTLINEAR_FLAGS.decode()\n'
@@ -189,13 +191,13 @@ def test_flags_of_the_environment_break_no_promise(small_build):
     assert run.returncode == 0, run.stderr
     built = {file.name.partition(".")[0] for file in package.glob("*.so")}
     sources = ("_kernels", "_elementwise")
-    assert built == {"_layer", *(f"{source}_{name}" for source in sources for name in INSTRUCTION_SETS)}
+    assert built == {*BUILT_ONCE, *(f"{source}_{name}" for source in sources for name in INSTRUCTION_SETS)}
     found, flags = compute(*(f"{source}_{name}" for source in sources for name in COMPILED))
     for name, values in found.items():
         assert values == [0, 0, 5 / 49, "0.0", False, 0.1, sys.float_info.min / 2], name
     assert flags.startswith("gcc -ffast-math")
     assert flags.endswith("-fopenmp")
-    for module in ("_layer", "_kernels_baseline", "_elementwise_baseline"):
+    for module in (*BUILT_ONCE, "_kernels_baseline", "_elementwise_baseline"):
         assert_no_avx(next(package.glob(f"{module}.*so")))
 
 

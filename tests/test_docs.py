@@ -16,7 +16,10 @@ HOME = Path(__file__).parents[1]
 PAGES = [HOME / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")]
 PAGES += sorted(HOME.glob("docs/**/*.md"))
 PAGES = [page for page in PAGES if page.is_file()]
-PUBLIC = {name: getattr(fastlinear, name) for name in fastlinear.__all__ if name not in ("__version__", "reference")}
+PUBLIC = {
+    name: getattr(fastlinear, name) for name in fastlinear.__all__ if name not in ("__version__", "losses", "reference")
+}
+PUBLIC |= {f"fastlinear.losses.{name}": getattr(fastlinear.losses, name) for name in fastlinear.losses.__all__}
 PUBLIC |= {
     f"{kind.__name__}.{name}": getattr(kind, name)
     for kind in (Linear, Sequential)
@@ -83,11 +86,9 @@ def test_inside_pytorch(tmp_path, monkeypatch):
 @pytest.mark.thread_unsafe
 @pytest.mark.parametrize("name", [name for name, it in PUBLIC.items() if ">>>" in (inspect.getdoc(it) or "")])
 def test_docstrings_run(name, threads):
-    run(
-        inspect.getdoc(PUBLIC[name]),
-        {"np": np, "Linear": Linear, "Sequential": Sequential, "fastlinear": fastlinear},
-        name,
-    )
+    public = {name: getattr(fastlinear, name) for name in fastlinear.__all__}
+    public |= {name: getattr(fastlinear.losses, name) for name in fastlinear.losses.__all__}
+    run(inspect.getdoc(PUBLIC[name]), {**public, "np": np, "fastlinear": fastlinear}, name)
 
 
 def test_everything_public_is_on_the_page_of_the_interface():

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastlinear
-from fastlinear import Linear, Sequential
+from fastlinear import Linear, Sequential, losses
 
 Array = NDArray[Any]
 
@@ -81,6 +81,15 @@ assert_type(net.layers, tuple[Linear, ...])
 assert_type(net[0], Linear | str)
 assert_type(Sequential.load("net.npz"), Sequential)
 assert_type(fastlinear.verify(net, x, np.ones((5, 1))), dict[str, float])
+optimiser = fastlinear.Adam(layer, lr=1e-3, betas=(0.9, 0.99))
+optimiser.lr = 0.01
+assert_type(optimiser.lr, float)
+optimiser.step()
+optimiser.zero_grad()
+assert_type(optimiser.state_dict(), dict[str, Any])
+fastlinear.SGD(fastlinear.Sequential(layer, "relu"), 0.1, momentum=0.9, nesterov=True)
+assert_type(fastlinear.clip_grad_norm(layer, 1.0), float)
+assert_type(losses.log_loss(layer(x), [0, 1, 0, 1, 1], out=grad_output), tuple[float, Array])
 
 # Wrong use is an error of types. With warn_unused_ignores, which --strict turns on, so is an ignore without an error.
 Linear("3", 2)  # type: ignore[arg-type]
@@ -88,4 +97,5 @@ layer.backward(x)  # type: ignore[call-overload]
 layer.backward_update(x, grad_output, "0.1")  # type: ignore[call-overload]
 layer.in_features = 4  # type: ignore[misc]
 Sequential(layer, np.tanh)  # type: ignore[arg-type]
+fastlinear.SGD(x)  # type: ignore[arg-type]
 fastlinear.show_config("json")  # type: ignore[call-overload]
