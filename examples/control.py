@@ -1,11 +1,11 @@
-"""Teach a network of two Linears to swing up a pendulum and hold it there, then time the network for each call.
+"""Teach a small net to swing up a pendulum and hold it there, with Adam, then time the net for each call.
 
     pip install '.[examples]' && python examples/control.py
 
 The motor is too weak to lift the pendulum, so it must swing it to and fro first. The equations of motion are known,
-and the gradient of the cost flows back through them and through both layers, from the end of the swing to its start:
-`backward` keeps nothing from `forward`, so one layer serves all the steps in time. Everything beside the two layers is
-NumPy. Written to the output folder: both layers, and a picture of the pendulum before and after.
+and the gradient of the cost flows back through them and through the net, from the end of the swing to its start: each
+step in time has a tape of its own, which is written again in the next swing. Written to the output folder: the net, and
+a picture of the pendulum before and after.
 
 The pendulum is a uniform rod on a frictionless hinge, at `angle` from upright, driven by a torque: by the law of
 angular momentum, (m l² / 3) angle'' = (m g l / 2) sin(angle) + torque. (The moment of inertia of a rod about its end is
@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import trange
 
-from fastlinear import Linear, set_num_threads
+from fastlinear import Adam, Linear, Sequential, clip_grad_norm, set_num_threads
 
 try:
     import torch
@@ -46,30 +46,20 @@ def move(angle, velocity, action):
     return angle + SECONDS * velocity, velocity
 
 
-class Policy:
+def make_policy(hidden, rng):
     """cos, sin of the angle and the velocity / 4 → `hidden` tanh units → one action in [-1, 1]."""
+    return Sequential(Linear(3, hidden, rng=rng), "tanh", Linear(hidden, 1, rng=rng), "tanh")
 
-    def __init__(self, hidden, rng):
-        self.first, self.second = Linear(3, hidden, rng=rng), Linear(hidden, 1, rng=rng)
 
-    def forward(self, angle, velocity):
-        seen = np.stack([np.cos(angle), np.sin(angle), velocity / 4], axis=1)
-        hidden = np.tanh(self.first(seen))
-        return seen, hidden, np.tanh(self.second(hidden))
+def see(angle, velocity):
+    """What the policy sees of a state."""
+    return np.stack([np.cos(angle), np.sin(angle), velocity / 4], axis=1)
 
-    def backward(self, seen, hidden, action, grad_action):
-        """The gradients of the angle and the velocity; those of the weights are added to what is there."""
-        grad_hidden = self.second.backward(hidden, grad_action * (1 - action**2))
-        grad_cos, grad_sin, grad_velocity = self.first.backward(seen, grad_hidden * (1 - hidden**2)).T
-        return grad_sin * seen[:, 0] - grad_cos * seen[:, 1], grad_velocity / 4
 
-    def step(self, length):
-        """Down the gradient by `length`, whatever the size of the gradient, which differs a thousandfold here."""
-        gradients = [g for layer in (self.first, self.second) for g in (layer.grad_weight, layer.grad_bias)]
-        lr = length / np.sqrt(sum(np.sum(g**2) for g in gradients))
-        for layer in (self.first, self.second):
-            layer.step(lr)
-            layer.zero_grad()
+def see_backward(seen, grad_seen):
+    """The gradients of the angle and the velocity."""
+    grad_cos, grad_sin, grad_velocity = grad_seen.T
+    return grad_sin * seen[:, 0] - grad_cos * seen[:, 1], grad_velocity / 4
 
 
 def starts(count, rng):
@@ -77,25 +67,29 @@ def starts(count, rng):
     return rng.uniform(-np.pi, np.pi, count).astype(np.float32), rng.uniform(-1, 1, count).astype(np.float32)
 
 
-def improve(policy, angle, velocity, length):
+def improve(policy, optimiser, tapes, angle, velocity):
     """One step of learning, on a swing from each of these states. The mean cost of a step in time."""
     swing, cost = [], 0.0
-    for _ in range(STEPS):
-        seen, hidden, action = policy.forward(angle, velocity)
-        swing.append((seen, hidden, action, angle, velocity))
-        angle, velocity = move(angle, velocity, action[:, 0])
+    for step in range(STEPS):
+        seen = see(angle, velocity)
+        tapes[step] = policy.record(seen, tapes[step])
+        swing.append((seen, angle, velocity))
+        angle, velocity = move(angle, velocity, tapes[step].output[:, 0])
         cost += np.mean(1 - np.cos(angle) + SWING * velocity**2) / STEPS
 
     # Backward in time. Before each line, grad_* is the gradient by the state after the step; it ends as that before it.
+    optimiser.zero_grad()
     grad_angle, grad_velocity = np.zeros_like(angle), np.zeros_like(velocity)
-    for seen, hidden, action, angle_before, velocity_before in reversed(swing):
+    for tape, (seen, angle_before, velocity_before) in zip(reversed(tapes), reversed(swing), strict=True):
         grad_angle = DISCOUNT * grad_angle + np.sin(angle)
         grad_velocity = DISCOUNT * grad_velocity + 2 * SWING * velocity + SECONDS * grad_angle
-        through_policy = policy.backward(seen, hidden, action, SECONDS * PUSH * grad_velocity[:, None])
+        grad_seen = policy.backward(tape, SECONDS * PUSH * grad_velocity[:, None])
+        through_policy = see_backward(seen, grad_seen)
         grad_angle = grad_angle + SECONDS * LIFT * np.cos(angle_before) * grad_velocity + through_policy[0]
         grad_velocity = grad_velocity + through_policy[1]
         angle, velocity = angle_before, velocity_before
-    policy.step(length)
+    clip_grad_norm(policy, 1.0)  # the gradients of swings differ a thousandfold in size
+    optimiser.step()
     return cost
 
 
@@ -103,8 +97,7 @@ def watch(policy, angle, velocity, steps):
     """The angles over time, (steps + 1, pendulums)."""
     angles = [angle]
     for _ in range(steps):
-        *_, action = policy.forward(angle, velocity)
-        angle, velocity = move(angle, velocity, action[:, 0])
+        angle, velocity = move(angle, velocity, policy(see(angle, velocity))[:, 0])
         angles.append(angle)
     return np.array(angles)
 
@@ -116,13 +109,12 @@ def standing(policy):
 
 
 def calls(policy, seen):
-    """The network on one state, into arrays that are there already: name → a function that returns the action."""
-    first, second = policy.first, policy.second
+    """The net on one state, into arrays that are there already: name → a function that returns the action."""
+    first, second = policy.layers
     hidden, action = np.empty(first.out_features, np.float32), np.empty(1, np.float32)
 
     def fastlinear():
-        np.tanh(first(seen, out=hidden), out=hidden)
-        return np.tanh(second(hidden, out=action), out=action)
+        return policy(seen, action)
 
     w1, b1, w2, b2 = first.weight, first.bias, second.weight, second.bias
     np_hidden, np_action = hidden.copy(), action.copy()
@@ -138,10 +130,7 @@ def calls(policy, seen):
     v1, c1, v2, c2, t_seen, t_hidden, t_action = map(
         torch.from_numpy, (w1, b1, w2, b2, seen, hidden.copy(), action.copy())
     )
-    modules = torch.nn.Linear(3, len(hidden)), torch.nn.Tanh(), torch.nn.Linear(len(hidden), 1), torch.nn.Tanh()
-    network = torch.nn.Sequential(*modules)
-    for module, layer in ((modules[0], first), (modules[2], second)):
-        module.load_state_dict({name: torch.from_numpy(p) for name, p in layer.state_dict().items()})
+    network = policy.to_torch()
 
     def torch_modules():
         with torch.inference_mode():
@@ -187,11 +176,11 @@ def picture(before, after):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Teach two Linears to swing up a pendulum.")
+    parser = argparse.ArgumentParser(description="Teach a small net to swing up a pendulum.")
     parser.add_argument("--hidden", type=int, default=32, help="units between the two layers")
     parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--pendulums", type=int, default=128, help="swings of one iteration, side by side")
-    parser.add_argument("--length", type=float, default=0.3, help="of the first step; the last is 0")
+    parser.add_argument("--lr", type=float, default=0.01, help="Adam's learning rate at first; in the end it is 0")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("control-output"), help="folder for weights and picture")
     options = parser.parse_args()
@@ -203,13 +192,14 @@ def main():
         torch.set_num_threads(1)
 
     rng = np.random.default_rng(options.seed)
-    policy = Policy(options.hidden, rng)
+    policy = make_policy(options.hidden, rng)
+    optimiser, tapes = Adam(policy, lr=options.lr), [None] * STEPS
     shown = np.array([np.pi, 2.5, 1.5, -0.5, -2.0], np.float32), np.zeros(5, np.float32)
     before, stood = watch(policy, *shown, steps=200), standing(policy)
     with trange(options.iterations, desc="swing") as progress:
         for iteration in progress:
-            length = options.length * (1 - iteration / options.iterations)
-            cost = improve(policy, *starts(options.pendulums, rng), length)
+            optimiser.lr = options.lr * (1 - iteration / options.iterations)
+            cost = improve(policy, optimiser, tapes, *starts(options.pendulums, rng))
             progress.set_postfix(cost=f"{cost:.3f}")
     after, stand = watch(policy, *shown, steps=200), standing(policy)
     print(f"upright in the end: {stood:.1%} of the pendulums before training, {stand:.1%} after")
@@ -221,8 +211,7 @@ def main():
     for name, microseconds in time_calls(policy).items():
         print(f"{name:16} {microseconds:6.2f} µs a call")
 
-    for name in ("first", "second"):
-        getattr(policy, name).save(options.output / f"{name}.npz")
+    policy.save(options.output / "policy.safetensors")
     picture(before, after).savefig(options.output / "control.png", dpi=100)
     print(f"{options.output / 'control.png'}: the angles over time, before and after")
 

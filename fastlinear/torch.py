@@ -366,6 +366,8 @@ _CONSTANTS = {
 
 def parts_of(module: torch.nn.Module, name: str = "module") -> list[torch.nn.Linear | str]:
     """The parts of a torch.nn.Sequential, nested ones in a row, for Sequential.from_torch."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"from_torch: {name} must be a torch.nn.Module, got {type(module).__name__}")
     if isinstance(module, nn.Linear):
         return [module]
     if type(module) is nn.Sequential:

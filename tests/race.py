@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 import fastlinear
-from fastlinear import Linear
+from fastlinear import Linear, Sequential
 
 THREADS = 8
 SIZES = [(5, 4, 1), (64, 64, 3), (70, 300, 8)]
@@ -40,7 +40,10 @@ def inputs(sizes: tuple[int, int, int], dtype: type) -> tuple[np.ndarray, np.nda
 
 def reading(layer: Linear, x: np.ndarray, grad_output: np.ndarray) -> dict[str, Callable[[], object]]:
     """What changes nothing of the layer; each returns what it must be equal to when the layer is used alone."""
+    net = Sequential(layer, "relu")
     return {
+        "net": lambda: net(x),
+        "net, record": lambda: net.record(x).output,
         "call": lambda: layer(x),
         "forward": lambda: layer.forward(x, out=np.empty_like(grad_output)),
         "forward, converted": lambda: layer(np.asfortranarray(x)),
@@ -55,7 +58,10 @@ def reading(layer: Linear, x: np.ndarray, grad_output: np.ndarray) -> dict[str, 
 
 def accumulating(layer: Linear, x: np.ndarray, grad_output: np.ndarray) -> dict[str, Callable[[], object]]:
     """What writes the gradients, or reads them, and reads the parameters."""
+    net = Sequential(layer, "relu")
     return {
+        "net, backward": lambda: net.backward(net.record(x), grad_output),
+        "net, zero_grad": net.zero_grad,
         "copy": lambda: copy.copy(layer),
         "deepcopy": lambda: copy.deepcopy(layer),
         "pickle": lambda: pickle.loads(pickle.dumps(layer)),
@@ -70,9 +76,12 @@ def accumulating(layer: Linear, x: np.ndarray, grad_output: np.ndarray) -> dict[
 
 def updating(layer: Linear, x: np.ndarray, grad_output: np.ndarray) -> dict[str, Callable[[], object]]:
     """What writes the parameters."""
+    net = Sequential(layer, "relu")
     state = {"weight": layer.weight.copy(), "bias": layer.bias.copy()}
     return {
         "backward_update": lambda: layer.backward_update(x, grad_output, 1e-6),
+        "net, backward_update": lambda: net.backward_update(net.record(x), grad_output, 1e-6),
+        "net, step": lambda: net.step(1e-6),
         "step": lambda: layer.step(1e-6),
         "reset": lambda: layer.reset(rng=0),
         "load_state_dict": lambda: layer.load_state_dict(state),

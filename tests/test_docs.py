@@ -10,15 +10,22 @@ import numpy as np
 import pytest
 
 import fastlinear
-from fastlinear import Linear
+from fastlinear import Linear, Sequential
 
 HOME = Path(__file__).parents[1]
 PAGES = [HOME / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")]
 PAGES += sorted(HOME.glob("docs/**/*.md"))
 PAGES = [page for page in PAGES if page.is_file()]
-PUBLIC = {name: getattr(fastlinear, name) for name in fastlinear.__all__ if name not in ("__version__", "losses", "reference")}
+PUBLIC = {
+    name: getattr(fastlinear, name) for name in fastlinear.__all__ if name not in ("__version__", "losses", "reference")
+}
 PUBLIC |= {f"fastlinear.losses.{name}": getattr(fastlinear.losses, name) for name in fastlinear.losses.__all__}
-PUBLIC |= {f"Linear.{name}": getattr(Linear, name) for name in dir(Linear) if not name.startswith("_")}
+PUBLIC |= {
+    f"{kind.__name__}.{name}": getattr(kind, name)
+    for kind in (Linear, Sequential)
+    for name in dir(kind)
+    if name[0] != "_"
+}
 
 pytestmark = pytest.mark.skipif(
     not (HOME / "docs/conf.py").is_file(), reason="the documentation is not beside the tests"
@@ -86,7 +93,9 @@ def test_docstrings_run(name, threads):
 
 def test_everything_public_is_on_the_page_of_the_interface():
     listed = set(re.findall(r"^\.\. auto\w+:: (\S+)$", read(HOME / "docs/api.md"), re.MULTILINE))
-    inherent = {"Linear.in_features", "Linear.out_features", "Linear.dtype"}  # in the docstring of the class
+    inherent = {
+        f"{kind}.{name}" for kind in ("Linear", "Sequential") for name in ("in_features", "out_features", "dtype")
+    }
     assert set(PUBLIC) - inherent <= listed
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import fastlinear
-from fastlinear import Linear
+from fastlinear import Linear, Sequential
 
 HOME = Path(__file__).parents[1]
 EXAMPLES = HOME / "examples"
@@ -56,11 +56,16 @@ def is_png(path):
 
 
 def test_digits(example, tmp_path):
-    """Both ways of learning reach 0.95 on the test data, and what was learned is on disk."""
+    """Both ways of learning and the net reach 0.95 on the test data, and what was learned is on disk."""
     out = output(example("digits.py", "--output", "here"))
-    assert re.findall(r"^(\w+) +train", out, re.MULTILINE) == ["backward_then_step", "backward_update"]
+    assert re.findall(r"^(\w+) +train", out, re.MULTILINE) == [
+        "backward_then_step",
+        "backward_update",
+        "net_with_adam",
+    ]
     assert all(float(accuracy) >= 0.95 for accuracy in re.findall(r"test (\S+)", out))
     assert Linear.load(tmp_path / "here/digits.safetensors").weight.shape == (10, 64)
+    assert len(Sequential.load(tmp_path / "here/digits-net.safetensors")) == 3
     assert is_png(tmp_path / "here/digits.png")
 
 
@@ -83,24 +88,24 @@ def test_control(example, tmp_path):
     assert before < 10
     assert after >= 95
     assert re.search(r"^fastlinear +\S+ µs a call$", out, re.MULTILINE)
-    assert Linear.load(tmp_path / "here/first.npz").weight.shape == (32, 3)
+    assert Sequential.load(tmp_path / "here/policy.safetensors").parts[1::2] == ("tanh", "tanh")
     assert is_png(tmp_path / "here/control.png")
 
 
 def test_control_gradient():
-    """The gradient that has come back through both layers and the policy's inputs is that of finite differences."""
+    """The gradient that has come back through the net and the policy's inputs is that of finite differences."""
     for package in ("matplotlib", "tqdm"):
         pytest.importorskip(package)
     namespace = {"__name__": "control"}
     exec(compile((EXAMPLES / "control.py").read_text(encoding="utf-8"), "control.py", "exec"), namespace)
-    policy = namespace["Policy"](8, np.random.default_rng(0))
-    policy.first, policy.second = policy.first.astype(np.float64), policy.second.astype(np.float64)
+    policy = namespace["make_policy"](8, np.random.default_rng(0)).astype(np.float64)
     state = np.array([0.4, -2.0]), np.array([0.3, -0.7])
 
     def action(angle, velocity):
-        return policy.forward(angle, velocity)[2][:, 0]
+        return policy(namespace["see"](angle, velocity))[:, 0]
 
-    got = policy.backward(*policy.forward(*state), np.ones((2, 1)))
+    seen = namespace["see"](*state)
+    got = namespace["see_backward"](seen, policy.backward(policy.record(seen), np.ones((2, 1))))
     for index, gradient in enumerate(got):
         above, below = ([s + (i == index) * h for i, s in enumerate(state)] for h in (1e-6, -1e-6))
         assert np.allclose(gradient, (action(*above) - action(*below)) / 2e-6, atol=1e-8)

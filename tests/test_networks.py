@@ -7,6 +7,7 @@ import math
 import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -239,7 +240,7 @@ def test_threads(compiled_isa, threads, dtype, threads_wanted):
     """Rows or outputs shared among threads: the same bits."""
     rng = np.random.default_rng(0)
     for sizes, rows in (((64, 512, 64), 300), ((1500, 1500, 3), 2), ((8, 64, 2), 40000)):
-        parts = [Linear(a, b, dtype=dtype, rng=0) for a, b in zip(sizes, sizes[1:], strict=False)]
+        parts = [Linear(a, b, dtype=dtype, rng=0) for a, b in pairwise(sizes)]
         net = Sequential(parts[0], "relu", parts[1], "sigmoid")
         x, grad_output = batch(rng, net, (rows,))
         threads(1)
@@ -404,7 +405,7 @@ def test_the_output_cannot_be_written_to(isa):
     net = two_layers()
     tape = net.record(np.ones((5, 3), np.float32))
     for change in (lambda a: a.__isub__(1), lambda a: a.fill(0), lambda a: a.resize(100, refcheck=False)):
-        with pytest.raises(ValueError, match="read-only|not own its data|does not own"):
+        with pytest.raises(ValueError, match=r"read-only|not own its data|does not own"):
             change(tape.output)
     tape.output.shape = (2, 5)
     assert tape.output.shape == (5, 2)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastlinear
-from fastlinear import Linear, losses
+from fastlinear import Linear, Sequential, losses
 
 Array = NDArray[Any]
 
@@ -69,6 +69,18 @@ assert_type(Scaled.from_weights(np.eye(3)), Scaled)
 assert_type(Scaled.load("layer.npz"), Scaled)
 assert_type(Scaled(3, 2).astype(np.float64), Scaled)
 
+net = Sequential(layer, "relu", Linear(2, 1))
+assert_type(net(x), Array)
+tape = net.record(x)
+tape = net.record(x, tape)
+assert_type(tape.output, Array)
+assert_type(net.backward(tape, np.ones((5, 1), np.float32)), Array)
+net.backward_update(tape, np.ones((5, 1), np.float32), 0.1, input_grad=False)
+net.step(0.1)
+assert_type(net.layers, tuple[Linear, ...])
+assert_type(net[0], Linear | str)
+assert_type(Sequential.load("net.npz"), Sequential)
+assert_type(fastlinear.verify(net, x, np.ones((5, 1))), dict[str, float])
 optimiser = fastlinear.Adam(layer, lr=1e-3, betas=(0.9, 0.99))
 optimiser.lr = 0.01
 assert_type(optimiser.lr, float)
@@ -84,5 +96,6 @@ Linear("3", 2)  # type: ignore[arg-type]
 layer.backward(x)  # type: ignore[call-overload]
 layer.backward_update(x, grad_output, "0.1")  # type: ignore[call-overload]
 layer.in_features = 4  # type: ignore[misc]
+Sequential(layer, np.tanh)  # type: ignore[arg-type]
 fastlinear.SGD(x)  # type: ignore[arg-type]
 fastlinear.show_config("json")  # type: ignore[call-overload]
