@@ -1,5 +1,5 @@
-"""Builds ``fastlinear._layer``, and a ``fastlinear._kernels_*`` and a ``fastlinear._elementwise_*`` for each
-instruction set in ``fastlinear/_isa.py``.
+"""Builds ``fastlinear._layer`` and its neighbours, and for each instruction set in ``fastlinear/_isa.py`` a
+``fastlinear._kernels_*`` and a ``fastlinear._elementwise_*``.
 
 Switches, all read from the environment:
 

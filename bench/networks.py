@@ -303,8 +303,8 @@ def draw(path: Path, seconds: float) -> None:
     colours = {"fastlinear": "#d55e00", "NumPy": "#0072b2", "PyTorch": "#009e73", "ONNX Runtime": "#cc79a7"}
     for library in found[0]:
         times = [here[library] for here in found]
-        axes.plot(WIDTHS, times, marker="o", markersize=4, linewidth=2, color=colours[library])
-        axes.annotate(library, (WIDTHS[0], times[0]), (0, 6), textcoords="offset points", color=colours[library])
+        axes.plot(WIDTHS, times, marker="o", markersize=4, linewidth=2, color=colours[library], label=library)
+    axes.legend()
     axes.set(xscale="log", yscale="log", xlabel="width of both hidden layers", ylabel="µs a call")
     axes.set_title("A policy 8-width-width-2 with tanh, one observation, one thread", fontsize=10)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

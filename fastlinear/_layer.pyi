@@ -1,7 +1,7 @@
 """Types of the compiled base of Linear; the words are in _layer.pyx."""
 
 from types import ModuleType
-from typing import Any, Literal, SupportsFloat, TypeAlias, overload
+from typing import Any, Literal, SupportsFloat, TypeAlias, final, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,7 +23,10 @@ def after_fork_in_child() -> None: ...
 def activate(function: str, kind: int, x: ArrayLike, out: _Array | None = None) -> _Array: ...
 def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> _Array: ...
 
+@final
 class Memory: ...
+
+@final
 class Parameter: ...
 
 @disjoint_base

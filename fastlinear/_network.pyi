@@ -1,6 +1,6 @@
 """Types of the compiled base of Sequential; the words are in _network.pyx."""
 
-from typing import Any, Literal, SupportsFloat, TypeAlias, overload
+from typing import Any, Literal, SupportsFloat, TypeAlias, final, overload
 
 from numpy.typing import ArrayLike, NDArray
 from typing_extensions import disjoint_base
@@ -10,7 +10,11 @@ from fastlinear.linear import Linear
 
 _Array: TypeAlias = NDArray[Any]
 
+ACTIVATIONS: tuple[str, ...]
+
+@final
 class Tape:
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
     @property
     def output(self) -> _Array: ...
 

@@ -36,7 +36,8 @@ cdef extern from "numpy/arrayobject.h":
 cdef enum:
     # Free to tune: no result depends on them.
     BLOCK_BYTES = 1 << 17       # of the widest values of a block, so that what a stage has written is in L2 for the next
-    BLOCK_ROWS = 256            # but so many rows, because a block reads all weights,
+    BLOCK_ROWS = 256            # but so many rows, because a block reads all weights (with 16 rows, backward through
+                                # layers of 1024 takes three times as long),
     MOST_BLOCK_BYTES = 1 << 20  # unless they take more scratch than this
     ROWS_A_THREAD = 32          # with fewer, threads share the outputs of each layer instead of the rows
     ACTIVATION = 16             # multiply-adds that take as long as the activation of one value
