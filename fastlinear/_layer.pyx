@@ -13,7 +13,6 @@ Methods are plain descriptors (binding=False), because those check that self is 
 cimport cython
 cimport numpy as cnp
 from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_FillInfo, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
-from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_INCREF, Py_XINCREF
 from libc.float cimport FLT_MAX
@@ -26,8 +25,6 @@ cnp.import_array()
 
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
-    ctypedef struct PyThreadState:
-        pass
     PyThreadState* PyEval_SaveThread()
     void PyEval_RestoreThread(PyThreadState*)
 
@@ -35,9 +32,6 @@ cdef extern from "numpy/arrayobject.h":
     ctypedef struct PyArrayObject_fields:
         PyObject* mem_handler
     bint PyDataType_REFCHK(cnp.dtype)
-    bint PyArray_CheckExact(object)
-    bint PyArray_ISCARRAY(cnp.ndarray)
-    bint PyArray_ISCARRAY_RO(cnp.ndarray)
     int PyArray_FailUnlessWriteable(cnp.ndarray, const char*) except -1
     object PyArray_EMPTY(int, cnp.npy_intp*, int, int)
     object PyArray_FromArray(cnp.ndarray, cnp.dtype, int)
@@ -58,10 +52,6 @@ cdef extern from "_scratch.h" nogil:
 cdef extern from "_threads.h" nogil:
     int omp_get_thread_limit()
     int startable_threads(int wanted, size_t stack_size)
-    int load_int(const int*)
-    void store_int(int*, int)
-    void* load_pointer(void**)
-    void store_pointer(void**, void*)
 
 has_openmp = bool(HAS_OPENMP)
 compiler = COMPILER.decode()
@@ -129,16 +119,17 @@ cdef inline int threads_now() noexcept nogil:
     return min(wanted, omp_get_thread_limit())
 
 
-cdef enum:
-    # In multiply-adds. Below, the price of releasing the GIL (50 ns) or of waking a thread (some µs) is not earned.
-    WORTH_RELEASING = 1 << 17
-    WORTH_A_THREAD = 1 << 19
+cdef inline Kernels* kernels_of(bint is_double) noexcept:
+    """The kernels in use now, for float64 or float32; NULL for the reference."""
+    cdef KernelTable* both = <KernelTable*> load_pointer(&kernel_table)
+    if both == NULL:
+        return NULL
+    return &both.of_double if is_double else &both.of_float
 
 
-cdef struct Work:
-    int threads
-    char* scratch
-    PyThreadState* state
+cdef object kernel_module():
+    """The module of the kernels in use now, which is reference.py where kernels_of() is NULL."""
+    return kernels
 
 
 cdef inline void release_gil(Work* work, double size) noexcept:
@@ -147,20 +138,20 @@ cdef inline void release_gil(Work* work, double size) noexcept:
     work.state = PyEval_SaveThread() if size >= WORTH_RELEASING else NULL
 
 
-cdef inline int begin(Work* work, Py_ssize_t rows, Py_ssize_t in_features, Py_ssize_t out_features) except -1:
-    """Get what a kernel needs for that many multiply-adds, and release the GIL if they outlast its price.
+cdef inline int begin(Work* work, double size, size_t more) except -1:
+    """Get what kernels need for that many multiply-adds, and release the GIL if they outlast its price.
 
+    With `more` bytes of scratch, for the caller itself.
     Runs no Python code, for the arrays have been looked at. Raises for what it cannot get, with nothing written yet.
     """
-    cdef double size = <double> rows * in_features * out_features
     release_gil(work, size)
     if size >= 2 * WORTH_A_THREAD:
         work.threads = <int> min(<double> threads_now(), size / WORTH_A_THREAD)
     # Before the threads are tried: what that finds free must still be so when OpenMP makes them.
-    work.scratch = thread_scratch(work.threads * <size_t> SCRATCH_BYTES)
+    work.scratch = thread_scratch(work.threads * <size_t> SCRATCH_BYTES + more)
     if work.scratch == NULL:
         work.threads = 1
-        work.scratch = thread_scratch(SCRATCH_BYTES)
+        work.scratch = thread_scratch(SCRATCH_BYTES + more)
     if work.scratch == NULL:
         end(work)
         raise MemoryError("no memory for the scratch of a thread, 1 MiB")
@@ -175,36 +166,6 @@ cdef inline void end(Work* work) noexcept:
 
 
 # ---- looking at arrays
-
-cdef struct Span:
-    char* begin
-    char* end
-
-
-cdef inline bint apart(Span a, Span b) noexcept:
-    """Whether two spans share no byte."""
-    return a.end <= b.begin or b.end <= a.begin
-
-
-cdef inline Py_ssize_t rows_of(cnp.ndarray a) noexcept:
-    """How many rows there are before the last axis."""
-    cdef Py_ssize_t rows = 1
-    cdef int axis
-    for axis in range(cnp.PyArray_NDIM(a) - 1):
-        rows *= cnp.PyArray_DIMS(a)[axis]
-    return rows
-
-
-cdef inline bint same_batch_shape(cnp.ndarray a, cnp.ndarray b) noexcept:
-    """Whether all axes but the last agree."""
-    cdef int axis
-    if cnp.PyArray_NDIM(a) != cnp.PyArray_NDIM(b):
-        return False
-    for axis in range(cnp.PyArray_NDIM(a) - 1):
-        if cnp.PyArray_DIMS(a)[axis] != cnp.PyArray_DIMS(b)[axis]:
-            return False
-    return True
-
 
 cdef tuple shape_of(cnp.ndarray a):
     return tuple([cnp.PyArray_DIMS(a)[axis] for axis in range(cnp.PyArray_NDIM(a))])
@@ -222,7 +183,6 @@ cdef cnp.dtype dtype_of(cnp.ndarray a):
 # ---- memory that Python can neither move, resize nor free
 
 @cython.final
-@cython.internal
 @cython.no_gc       # which also keeps the owner from gc.get_referents
 cdef class Memory:
     """The base of every array on a layer's memory: holds the bytes, and has nothing by which Python could let them go.
@@ -231,11 +191,6 @@ cdef class Memory:
     array that anyone can reach may own what a kernel reads. The owner here is an array that nobody else has, or an
     object that exports a buffer, which it must not move while that is held.
     """
-    cdef object owner
-    cdef Py_buffer export
-    cdef void* begin
-    cdef Py_ssize_t nbytes
-
     def __getbuffer__(self, Py_buffer* view, int flags):
         # NumPy asks for it before it lets someone set flags.writeable.
         PyBuffer_FillInfo(view, self, self.begin, self.nbytes, 0, flags)
@@ -322,17 +277,9 @@ def zeros(tuple shape, dtype):
 
 
 @cython.final
-@cython.internal
 @cython.no_gc
 cdef class Parameter:
     """One of a layer's arrays: where it is, which never changes, and the ndarray that is handed out for it."""
-    cdef Memory memory
-    cdef Span span
-    cdef int typenum
-    cdef int ndim
-    cdef cnp.npy_intp shape[2]
-    cdef cnp.ndarray handed_out
-
     cdef cnp.ndarray view(self):
         """A new ndarray on the memory."""
         view = cnp.PyArray_SimpleNewFromData(self.ndim, self.shape, self.typenum, self.span.begin)
@@ -400,148 +347,29 @@ cdef inline Span span_of(Parameter p) noexcept:
     return Span(NULL, NULL) if p is None else p.span
 
 
-cdef struct Pass:
-    # What a kernel gets, as it was at the last look.
-    Py_ssize_t rows
-    Span x, grad_output, result
-
-
-# No cycle can go through a layer's own members, so the garbage collector need not come here.
+# No cycle can go through a model's own members, so the garbage collector need not come here.
 @cython.no_gc
-cdef class Layer:
-    """The compiled base of Linear; see there."""
+cdef class Model:
+    """What takes rows of in_features and gives rows of out_features, in one dtype, and how it looks at its arguments.
 
-    cdef readonly Py_ssize_t in_features
-    cdef readonly Py_ssize_t out_features
-    cdef readonly object dtype
-    cdef Parameter W, b, grad_W, grad_b
-    cdef Span w_span, b_span, grad_w_span, grad_b_span      # so that a call need not ask for them
-    cdef int has_gradients
-    cdef Py_ssize_t itemsize
-    cdef int typenum
-    cdef bint is_double
-    cdef object __weakref__
+    A subclass has the methods _as_array, _check_mask and _number, for arguments that are not plain ndarrays and floats.
+    """
 
     def __cinit__(self, *args, **kwargs):
-        self.typenum = cnp.NPY_NOTYPE       # no array passes until there is memory
+        self.typenum = cnp.NPY_NOTYPE       # no array passes until there is a form
 
-    def _bind(self, weight, bias, grad_weight=None, grad_bias=None):
-        """Take these C-contiguous, aligned, writable arrays, of one dtype and fitting shapes, as the layer's memory.
-
-        For life: a call that has released the GIL reads it wherever it is. An array that owns its memory does so no
-        longer (see memory_of).
-        """
-        cdef Parameter w, b, grad_w, grad_b
-        check_to_bind("weight", weight, None, 2)
-        check_to_bind("bias", bias, weight, 1)
-        check_to_bind("grad_weight", grad_weight, weight, 2)
-        check_to_bind("grad_bias", grad_bias, weight, 1)
-        if weight is None or (grad_weight is None and grad_bias is not None) or (
-                grad_weight is not None and (bias is None) != (grad_bias is None)):
-            raise ValueError("_bind: there must be a weight, and gradients for all parameters or for none")
-        w, grad_w = parameter_on(weight), None if grad_weight is None else parameter_on(grad_weight)
-        b, grad_b = None if bias is None else parameter_on(bias), None if grad_bias is None else parameter_on(grad_bias)
-        with cython.critical_section(self):
-            if self.W is not None:
-                raise RuntimeError(f"{self!r} has its parameters and keeps them; make another layer")
-            self.W, self.b, self.grad_W, self.grad_b = w, b, grad_w, grad_b
-            self.w_span, self.b_span = span_of(w), span_of(b)
-            self.grad_w_span, self.grad_b_span = span_of(grad_w), span_of(grad_b)
-            self.has_gradients = grad_w is not None
-            self.out_features, self.in_features = w.shape[0], w.shape[1]
-            self.dtype = cnp.PyArray_DescrFromType(w.typenum)
-            self.is_double = w.typenum == cnp.NPY_DOUBLE
-            self.itemsize = 8 if self.is_double else 4
-            self.typenum = w.typenum
+    cdef int set_form(self, int typenum, Py_ssize_t in_features, Py_ssize_t out_features) except -1:
+        self.in_features, self.out_features = in_features, out_features
+        self.dtype = cnp.PyArray_DescrFromType(typenum)
+        self.is_double = typenum == cnp.NPY_DOUBLE
+        self.itemsize = 8 if self.is_double else 4
+        self.typenum = typenum
+        return 0
 
     cdef inline int check_bound(self) except -1:
-        if self.W is None:
+        if self.dtype is None:
             raise RuntimeError(f"{type(self).__name__} has no parameters yet: its __init__ was not called")
         return 0
-
-    cdef inline Kernels* compiled_kernels(self) noexcept:
-        """Those in use now, for the layer's dtype; NULL for the reference."""
-        cdef KernelTable* both = <KernelTable*> load_pointer(&kernel_table)
-        if both == NULL:
-            return NULL
-        return &both.of_double if self.is_double else &both.of_float
-
-    cdef inline int check_writable(self, Parameter weight, Parameter bias) except -1:
-        """An owner may have frozen a parameter: layer.weight.flags.writeable = False."""
-        if weight.is_frozen() or (bias is not None and bias.is_frozen()):
-            raise ValueError(
-                f"{self!r}: its memory was made read-only (flags.writeable = False), so it cannot change")
-        return 0
-
-    cdef int ensure_gradients(self) except -1:
-        """Make the gradients, zero, unless they are there."""
-        cdef Parameter weight, bias = None
-        if load_int(&self.has_gradients):
-            return 0
-        self.check_bound()
-        weight = parameter_on(zeros((self.out_features, self.in_features), self.dtype))
-        if self.b is not None:
-            bias = parameter_on(zeros((self.out_features,), self.dtype))
-        with cython.critical_section(self):
-            # Whoever comes first makes them; nothing since can have been between this look and the last line.
-            if not self.has_gradients:
-                self.grad_W, self.grad_b = weight, bias
-                self.grad_w_span, self.grad_b_span = span_of(weight), span_of(bias)
-                store_int(&self.has_gradients, True)
-        return 0
-
-    # ---- the last look: nothing here runs Python code
-
-    cdef inline bint can_read(self, a, Py_ssize_t features) noexcept:
-        """Whether a kernel can read `a` as it is: an ndarray of the layer's dtype, contiguous, of so many features."""
-        return (PyArray_CheckExact(a) and cnp.PyArray_TYPE(<cnp.ndarray> a) == self.typenum
-                and PyArray_ISCARRAY_RO(<cnp.ndarray> a) and cnp.PyArray_NDIM(<cnp.ndarray> a) > 0
-                and cnp.PyArray_DIMS(<cnp.ndarray> a)[cnp.PyArray_NDIM(<cnp.ndarray> a) - 1] == features)
-
-    cdef inline bint can_write(self, a, Py_ssize_t features) noexcept:
-        return self.can_read(a, features) and PyArray_ISCARRAY(<cnp.ndarray> a)
-
-    cdef inline Span bytes(self, cnp.ndarray a, Py_ssize_t rows, Py_ssize_t features) noexcept:
-        """The bytes of an array that can_read() let pass."""
-        cdef char* begin = <char*> cnp.PyArray_DATA(a)
-        return Span(begin, begin + rows * features * self.itemsize)
-
-    cdef inline bint apart_from_parameters(self, Span a) noexcept:
-        return apart(a, self.w_span) and apart(a, self.b_span)
-
-    cdef inline bint apart_from_gradients(self, Span a) noexcept:
-        return apart(a, self.grad_w_span) and apart(a, self.grad_b_span)
-
-    cdef inline bint can_map(self, Pass* p, Span* source_span, source, Py_ssize_t source_features,
-                             result, Py_ssize_t result_features) noexcept:
-        """Whether a kernel can compute result from source and the parameters, as they are."""
-        if not (self.can_read(source, source_features) and self.can_write(result, result_features)
-                and same_batch_shape(<cnp.ndarray> source, <cnp.ndarray> result)):
-            return False
-        p.rows = rows_of(<cnp.ndarray> source)
-        source_span[0] = self.bytes(<cnp.ndarray> source, p.rows, source_features)
-        p.result = self.bytes(<cnp.ndarray> result, p.rows, result_features)
-        return apart(p.result, source_span[0]) and self.apart_from_parameters(p.result)
-
-    cdef inline bint can_read_both(self, Pass* p, x, grad_output) noexcept:
-        """Whether a kernel can go over the rows of x and grad_output as they are."""
-        if not (self.can_read(x, self.in_features) and self.can_read(grad_output, self.out_features)
-                and same_batch_shape(<cnp.ndarray> x, <cnp.ndarray> grad_output)):
-            return False
-        p.rows = rows_of(<cnp.ndarray> x)
-        p.x = self.bytes(<cnp.ndarray> x, p.rows, self.in_features)
-        p.grad_output = self.bytes(<cnp.ndarray> grad_output, p.rows, self.out_features)
-        return True
-
-    cdef inline bint can_write_grad_input(self, Pass* p, result, x, bint input_grad) noexcept:
-        """Whether it can write grad_input as well; result is None if nobody wants it. After can_read_both()."""
-        p.result = Span(NULL, NULL)
-        if not input_grad:
-            return result is None
-        if not (self.can_write(result, self.in_features) and same_batch_shape(<cnp.ndarray> result, <cnp.ndarray> x)):
-            return False
-        p.result = self.bytes(<cnp.ndarray> result, p.rows, self.in_features)
-        return (apart(p.result, p.x) and apart(p.result, p.grad_output) and self.apart_from_parameters(p.result))
 
     # ---- before the last look: numbers, conversions, allocation
 
@@ -600,19 +428,6 @@ cdef class Layer:
                              f"got shape {shape_of(array)}")
         return 0
 
-    cdef int check_both(self, cnp.ndarray x, cnp.ndarray grad_output, out, bint input_grad) except -1:
-        """The same of x and grad_output together, and of where grad_input is to go."""
-        self.check_rows("x", x, self.in_features)
-        self.check_rows("grad_output", grad_output, self.out_features)
-        if not same_batch_shape(x, grad_output):
-            raise ValueError(
-                f"{self._name}: grad_output must have shape {result_shape(x, self.out_features)} to match x of shape "
-                f"{shape_of(x)}, got {shape_of(grad_output)}")
-        if out is not None and not input_grad:
-            raise ValueError(f"{self._name}: out is for grad_input, which input_grad=False leaves out")
-        self.check_out(out, x, self.in_features)
-        return 0
-
     cdef int check_out(self, out, cnp.ndarray x, Py_ssize_t features) except -1:
         """Whether a result of x's shape, but for the last axis, can be copied into out, if there is one."""
         if out is None:
@@ -634,6 +449,123 @@ cdef class Layer:
         return PyArray_FromArray(
             array, self.dtype, cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_ENSUREARRAY)
 
+    cdef object changed(self):
+        return RuntimeError(f"{self._name}: an argument changed while the call made itself ready; nothing was written")
+
+    @property
+    def _name(self):
+        return f"{type(self).__name__}({self.in_features}, {self.out_features})"
+
+
+@cython.no_gc
+cdef class Layer(Model):
+    """The compiled base of Linear; see there."""
+
+    def _bind(self, weight, bias, grad_weight=None, grad_bias=None):
+        """Take these C-contiguous, aligned, writable arrays, of one dtype and fitting shapes, as the layer's memory.
+
+        For life: a call that has released the GIL reads it wherever it is. An array that owns its memory does so no
+        longer (see memory_of).
+        """
+        cdef Parameter w, b, grad_w, grad_b
+        check_to_bind("weight", weight, None, 2)
+        check_to_bind("bias", bias, weight, 1)
+        check_to_bind("grad_weight", grad_weight, weight, 2)
+        check_to_bind("grad_bias", grad_bias, weight, 1)
+        if weight is None or (grad_weight is None and grad_bias is not None) or (
+                grad_weight is not None and (bias is None) != (grad_bias is None)):
+            raise ValueError("_bind: there must be a weight, and gradients for all parameters or for none")
+        w, grad_w = parameter_on(weight), None if grad_weight is None else parameter_on(grad_weight)
+        b, grad_b = None if bias is None else parameter_on(bias), None if grad_bias is None else parameter_on(grad_bias)
+        with cython.critical_section(self):
+            if self.W is not None:
+                raise RuntimeError(f"{self!r} has its parameters and keeps them; make another layer")
+            self.W, self.b, self.grad_W, self.grad_b = w, b, grad_w, grad_b
+            self.w_span, self.b_span = span_of(w), span_of(b)
+            self.grad_w_span, self.grad_b_span = span_of(grad_w), span_of(grad_b)
+            self.has_gradients = grad_w is not None
+            self.set_form(w.typenum, w.shape[1], w.shape[0])
+
+    cdef inline double size(self, Py_ssize_t rows) noexcept:
+        """How many multiply-adds so many rows take, for begin()."""
+        return <double> rows * self.in_features * self.out_features
+
+    cdef inline int check_writable(self, Parameter weight, Parameter bias) except -1:
+        """An owner may have frozen a parameter: layer.weight.flags.writeable = False."""
+        if weight.is_frozen() or (bias is not None and bias.is_frozen()):
+            raise ValueError(
+                f"{self!r}: its memory was made read-only (flags.writeable = False), so it cannot change")
+        return 0
+
+    cdef int ensure_gradients(self) except -1:
+        """Make the gradients, zero, unless they are there."""
+        cdef Parameter weight, bias = None
+        if load_int(&self.has_gradients):
+            return 0
+        self.check_bound()
+        weight = parameter_on(zeros((self.out_features, self.in_features), self.dtype))
+        if self.b is not None:
+            bias = parameter_on(zeros((self.out_features,), self.dtype))
+        with cython.critical_section(self):
+            # Whoever comes first makes them; nothing since can have been between this look and the last line.
+            if not self.has_gradients:
+                self.grad_W, self.grad_b = weight, bias
+                self.grad_w_span, self.grad_b_span = span_of(weight), span_of(bias)
+                store_int(&self.has_gradients, True)
+        return 0
+
+    # ---- the last look: nothing here runs Python code
+
+    cdef inline bint apart_from_parameters(self, Span a) noexcept:
+        return apart(a, self.w_span) and apart(a, self.b_span)
+
+    cdef inline bint apart_from_gradients(self, Span a) noexcept:
+        return apart(a, self.grad_w_span) and apart(a, self.grad_b_span)
+
+    cdef inline bint can_map(self, Pass* p, Span* source_span, source, Py_ssize_t source_features,
+                             result, Py_ssize_t result_features) noexcept:
+        """Whether a kernel can compute result from source and the parameters, as they are."""
+        if not (self.can_read(source, source_features) and self.can_write(result, result_features)
+                and same_batch_shape(<cnp.ndarray> source, <cnp.ndarray> result)):
+            return False
+        p.rows = rows_of(<cnp.ndarray> source)
+        source_span[0] = self.bytes(<cnp.ndarray> source, p.rows, source_features)
+        p.result = self.bytes(<cnp.ndarray> result, p.rows, result_features)
+        return apart(p.result, source_span[0]) and self.apart_from_parameters(p.result)
+
+    cdef inline bint can_read_both(self, Pass* p, x, grad_output) noexcept:
+        """Whether a kernel can go over the rows of x and grad_output as they are."""
+        if not (self.can_read(x, self.in_features) and self.can_read(grad_output, self.out_features)
+                and same_batch_shape(<cnp.ndarray> x, <cnp.ndarray> grad_output)):
+            return False
+        p.rows = rows_of(<cnp.ndarray> x)
+        p.x = self.bytes(<cnp.ndarray> x, p.rows, self.in_features)
+        p.grad_output = self.bytes(<cnp.ndarray> grad_output, p.rows, self.out_features)
+        return True
+
+    cdef inline bint can_write_grad_input(self, Pass* p, result, x, bint input_grad) noexcept:
+        """Whether it can write grad_input as well; result is None if nobody wants it. After can_read_both()."""
+        p.result = Span(NULL, NULL)
+        if not input_grad:
+            return result is None
+        if not (self.can_write(result, self.in_features) and same_batch_shape(<cnp.ndarray> result, <cnp.ndarray> x)):
+            return False
+        p.result = self.bytes(<cnp.ndarray> result, p.rows, self.in_features)
+        return (apart(p.result, p.x) and apart(p.result, p.grad_output) and self.apart_from_parameters(p.result))
+
+    cdef int check_both(self, cnp.ndarray x, cnp.ndarray grad_output, out, bint input_grad) except -1:
+        """The same of x and grad_output together, and of where grad_input is to go."""
+        self.check_rows("x", x, self.in_features)
+        self.check_rows("grad_output", grad_output, self.out_features)
+        if not same_batch_shape(x, grad_output):
+            raise ValueError(
+                f"{self._name}: grad_output must have shape {result_shape(x, self.out_features)} to match x of shape "
+                f"{shape_of(x)}, got {shape_of(grad_output)}")
+        if out is not None and not input_grad:
+            raise ValueError(f"{self._name}: out is for grad_input, which input_grad=False leaves out")
+        self.check_out(out, x, self.in_features)
+        return 0
+
     cdef cnp.ndarray plain_apart(self, cnp.ndarray array):
         """The same, apart from the layer's memory, which backward writes to."""
         cdef cnp.ndarray a = self.plain(array)
@@ -650,13 +582,6 @@ cdef class Layer:
         if shape_of(array) != shape:
             raise ValueError(f"{self._name}: {name} must have shape {shape}, got {shape_of(array)}")
         return self.plain(array)
-
-    cdef object changed(self):
-        return RuntimeError(f"{self._name}: an argument changed while the call made itself ready; nothing was written")
-
-    @property
-    def _name(self):
-        return f"{type(self).__name__}({self.in_features}, {self.out_features})"
 
     # ---- the memory
 
@@ -775,7 +700,7 @@ cdef class Layer:
         cdef Pass p
         cdef Work work
         cdef object y = out
-        cdef Kernels* table = self.compiled_kernels()
+        cdef Kernels* table = kernels_of(self.is_double)
         if out is None and self.can_read(x, self.in_features):
             y = self.empty(<cnp.ndarray> x, self.out_features)
         if not self.can_map(&p, &p.x, x, self.in_features, y, self.out_features):
@@ -791,7 +716,7 @@ cdef class Layer:
             kernels.forward(x.reshape(p.rows, self.in_features), self.W.view(), view_of(self.b),
                             y.reshape(p.rows, self.out_features))
         elif p.rows:
-            begin(&work, p.rows, self.in_features, self.out_features)
+            begin(&work, self.size(p.rows), 0)
             table.forward(p.x.begin, self.w_span.begin, self.b_span.begin, p.result.begin,
                           p.rows, self.in_features, self.out_features, work.threads, work.scratch)
             end(&work)
@@ -842,7 +767,7 @@ cdef class Layer:
         cdef Pass p
         cdef Work work
         cdef object gx = out
-        cdef Kernels* table = self.compiled_kernels()
+        cdef Kernels* table = kernels_of(self.is_double)
         if input_grad and out is None and self.can_read(x, self.in_features):
             gx = self.empty(<cnp.ndarray> x, self.in_features)
         if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
@@ -863,7 +788,7 @@ cdef class Layer:
             if self.b is not None:
                 kernels.grad_bias(grad_output, scale, self.grad_b.view())
         elif p.rows:
-            begin(&work, p.rows, self.in_features, self.out_features)
+            begin(&work, self.size(p.rows), 0)
             if input_grad:
                 table.grad_input(p.grad_output.begin, self.w_span.begin, p.result.begin,
                                  p.rows, self.in_features, self.out_features, work.threads, work.scratch)
@@ -888,7 +813,7 @@ cdef class Layer:
         cdef Pass p
         cdef Work work
         cdef object gx = out
-        cdef Kernels* table = self.compiled_kernels()
+        cdef Kernels* table = kernels_of(self.is_double)
         if out is None and self.can_read(grad_output, self.out_features):
             gx = self.empty(<cnp.ndarray> grad_output, self.in_features)
         if not self.can_map(&p, &p.grad_output, grad_output, self.out_features, gx, self.in_features):
@@ -904,7 +829,7 @@ cdef class Layer:
             kernels.grad_input(grad_output.reshape(p.rows, self.out_features), self.W.view(),
                                gx.reshape(p.rows, self.in_features))
         elif p.rows:
-            begin(&work, p.rows, self.in_features, self.out_features)
+            begin(&work, self.size(p.rows), 0)
             table.grad_input(p.grad_output.begin, self.w_span.begin, p.result.begin,
                              p.rows, self.in_features, self.out_features, work.threads, work.scratch)
             end(&work)
@@ -931,7 +856,7 @@ cdef class Layer:
         cdef Pass p
         cdef Work work
         cdef object gx = out
-        cdef Kernels* table = self.compiled_kernels()
+        cdef Kernels* table = kernels_of(self.is_double)
         if with_input and out is None and self.can_read(x, self.in_features):
             gx = self.empty(<cnp.ndarray> x, self.in_features)
         if not self.can_update(&p, x, grad_output, gx, with_input):
@@ -947,7 +872,7 @@ cdef class Layer:
             kernels.update(x.reshape(p.rows, self.in_features), grad_output.reshape(p.rows, self.out_features), rate,
                            self.W.view(), view_of(self.b), gx.reshape(p.rows, self.in_features) if with_input else None)
         elif p.rows:
-            begin(&work, p.rows, self.in_features, self.out_features)
+            begin(&work, self.size(p.rows), 0)
             table.update(p.x.begin, p.grad_output.begin, rate, self.w_span.begin, self.b_span.begin,
                          p.result.begin, p.rows, self.in_features, self.out_features, work.threads, work.scratch)
             end(&work)
@@ -973,7 +898,7 @@ cdef class Layer:
         """
         cdef double rate = self.number("lr", lr)
         cdef Work work
-        cdef Kernels* table = self.compiled_kernels()
+        cdef Kernels* table = kernels_of(self.is_double)
         self.ensure_gradients()
         self.check_writable(self.W, self.b)
         if table == NULL:
@@ -981,7 +906,7 @@ cdef class Layer:
             if self.b is not None:
                 kernels.step(self.grad_b.view(), rate, self.b.view())
             return
-        release_gil(&work, <double> self.in_features * self.out_features)
+        release_gil(&work, self.size(1))
         table.step(self.grad_w_span.begin, rate, self.w_span.begin,
                    self.in_features * self.out_features)
         if self.b_span.begin != NULL:
@@ -998,7 +923,7 @@ cdef class Layer:
         if not load_int(&self.has_gradients):
             return
         self.check_writable(self.grad_W, self.grad_b)
-        release_gil(&work, <double> self.in_features * self.out_features)
+        release_gil(&work, self.size(1))
         memset(self.grad_w_span.begin, 0, self.grad_w_span.end - self.grad_w_span.begin)
         if self.grad_b_span.begin != NULL:
             memset(self.grad_b_span.begin, 0, self.grad_b_span.end - self.grad_b_span.begin)

@@ -1,4 +1,4 @@
-/* What several threads need: settings that they share, and a look at whether more of them can be made. */
+/* A look at whether more threads can be made. */
 #ifndef FASTLINEAR_THREADS_H
 #define FASTLINEAR_THREADS_H
 
@@ -8,19 +8,6 @@
 #include <omp.h>
 #else
 static inline int omp_get_thread_limit(void) { return 1; }
-#endif
-
-/* Settings that one thread changes while others read them. Volatile is that with MSVC. */
-#if defined(__GNUC__)
-static inline int load_int(const int *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
-static inline void store_int(int *p, int value) { __atomic_store_n(p, value, __ATOMIC_RELEASE); }
-static inline void *load_pointer(void **p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
-static inline void store_pointer(void **p, void *value) { __atomic_store_n(p, value, __ATOMIC_RELEASE); }
-#else
-static inline int load_int(const int *p) { return *(const volatile int *)p; }
-static inline void store_int(int *p, int value) { *(volatile int *)p = value; }
-static inline void *load_pointer(void **p) { return *(void *volatile *)p; }
-static inline void store_pointer(void **p, void *value) { *(void *volatile *)p = value; }
 #endif
 
 /* The common OpenMP runtimes end the process when they cannot make a thread, so it is tried before they do. */
