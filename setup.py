@@ -1,4 +1,5 @@
-"""Builds ``fastlinear._layer`` and one ``fastlinear._kernels_*`` for each instruction set in ``fastlinear/_isa.py``.
+"""Builds ``fastlinear._layer``, and a ``fastlinear._kernels_*`` and a ``fastlinear._elementwise_*`` for each instruction
+set in ``fastlinear/_isa.py``.
 
 Switches, all read from the environment:
 
@@ -205,6 +206,7 @@ modules = extension("_layer", "_layer.pyx")
 for name, isa in INSTRUCTION_SETS.items():
     if not isa.machines or (machine() in isa.machines and not (MSVC or PLAIN or WIDE)):
         built_as = INSTRUCTION_SETS["avx2"] if WIDE else isa
-        modules += extension(f"_kernels_{name}", "_kernels.pyx", built_as.features, built_as.flags)
+        for source in ("_kernels", "_elementwise"):
+            modules += extension(f"{source}_{name}", f"{source}.pyx", built_as.features, built_as.flags)
 
 setup(ext_modules=modules, cmdclass={"build_ext": Build}, options={"build_ext": {"parallel": os.cpu_count()}})

@@ -28,9 +28,9 @@ def available() -> list[str]:
     return [*names, REFERENCE]
 
 
-def load(name: str) -> ModuleType:
-    """The module with the kernels of that name."""
-    return import_module("fastlinear.reference" if name == REFERENCE else f"fastlinear._kernels_{name}")
+def load(name: str, source: str = "_kernels") -> ModuleType:
+    """The build of a source, ``_kernels`` or ``_elementwise``, of that name; the reference stands for both."""
+    return import_module("fastlinear.reference" if name == REFERENCE else f"fastlinear.{source}_{name}")
 
 
 def choose(wanted: str | None) -> str:
@@ -46,4 +46,4 @@ def choose(wanted: str | None) -> str:
 
 def use(name: str) -> None:
     """Run every layer of this process on the kernels of that name."""
-    _layer.use_kernels(load(name))
+    _layer.use_kernels(load(name), load(name, "_elementwise"))

@@ -1,7 +1,7 @@
 """The instruction sets that the kernels are built for, best first.
 
-setup.py compiles ``_kernels.pyx`` once for each row, ``_dispatch.py`` picks the first row that the processor and the
-operating system support. To add one, add a row here and its vectors to ``_vector.h``.
+setup.py compiles ``_kernels.pyx`` and ``_elementwise.pyx`` once for each row, ``_dispatch.py`` picks the first row that
+the processor and the operating system support. To add one, add a row here and its vectors to ``_vector.h``.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from libc.float cimport FLT_MAX
 from libc.math cimport fabs, isinf
 from libc.string cimport memmove, memset
 
-from fastlinear._table cimport SCRATCH_BYTES, Kernels, KernelTable
+from fastlinear._table cimport SCRATCH_BYTES, Elementwise, ElementwiseTable, Kernels, KernelTable
 
 cnp.import_array()
 
@@ -66,22 +66,29 @@ def supports(str feature):
 # ---- which kernels, and how many threads: one setting for the process, read without a lock
 
 cdef object kernels = None              # the module: a build of _kernels.pyx, or reference.py
-cdef list kernels_ever_used = []        # so that none is freed while another thread reads `kernels`
-cdef void* kernel_table = NULL          # its C functions; NULL for the reference
+cdef object elementwise = None          # the module: a build of _elementwise.pyx, or reference.py
+cdef list modules_ever_used = []        # so that none is freed while another thread reads `kernels`
+cdef void* kernel_table = NULL          # their C functions; NULL for the reference
+cdef void* elementwise_table = NULL
 cdef int threads_wanted = 1
 cdef int openmp_threads_then = 1        # OpenMP's own limit when threads_wanted was set
 cdef int forked = False
 cdef size_t thread_stack_size = 0       # of OpenMP's threads; 0 is the system's default
 
 
-def use_kernels(module):
-    """Make every layer run on this module: a build of _kernels.pyx, or reference.py."""
-    global kernels
+def use_kernels(module, elementwise_module):
+    """Make everything run on these: a build of _kernels.pyx and one of _elementwise.pyx, or reference.py twice."""
+    global kernels, elementwise
+    modules_ever_used.append((module, elementwise_module))
+    kernels, elementwise = module, elementwise_module
+    store_pointer(&kernel_table, table_of(module, "fastlinear.KernelTable"))
+    store_pointer(&elementwise_table, table_of(elementwise_module, "fastlinear.ElementwiseTable"))
+
+
+cdef void* table_of(module, const char* name) except? NULL:
+    """The C functions of a module; NULL for the reference, which has none."""
     capsule = getattr(module, "table", None)
-    kernels_ever_used.append(module)
-    kernels = module
-    store_pointer(&kernel_table,
-                  NULL if capsule is None else PyCapsule_GetPointer(capsule, "fastlinear.KernelTable"))
+    return NULL if capsule is None else PyCapsule_GetPointer(capsule, name)
 
 
 def set_threads(int n):

@@ -1,6 +1,7 @@
-# What a build of _kernels.pyx hands to Layer: its kernels as C functions, in a table for each dtype. All arrays are of
-# that dtype, C-contiguous and aligned; the arguments are those of the Python function of that name, and scratch:
-# `threads` times SCRATCH_BYTES that nobody else uses meanwhile, from a cache line on.
+# What the builds of _kernels.pyx and _elementwise.pyx hand out: their functions as C functions, in a table for each dtype.
+# All arrays are of that dtype, C-contiguous and aligned; the arguments are those of the Python function of that name, the
+# sizes that a memoryview has, and scratch: `threads` times SCRATCH_BYTES that nobody else uses meanwhile, from a cache line
+# on.
 
 cdef enum:
     SCRATCH_BYTES = 1 << 20
@@ -32,3 +33,22 @@ cdef struct Kernels:
 cdef struct KernelTable:
     Kernels of_float
     Kernels of_double
+
+
+cdef enum Activation:
+    # The place in reference.ACTIVATIONS.
+    IDENTITY, RELU, LEAKY_RELU, ELU, SIGMOID, TANH, SILU, GELU, SOFTMAX
+
+ctypedef void (*activate_kernel)(int kind, const void* x, void* out, Py_ssize_t rows, Py_ssize_t columns,
+                                 int threads) noexcept nogil
+# Of output and before, what that kind does not use may be NULL.
+ctypedef void (*derivative_kernel)(int kind, const void* grad_output, const void* output, const void* before, void* out,
+                                   Py_ssize_t rows, Py_ssize_t columns, int threads) noexcept nogil
+
+cdef struct Elementwise:
+    activate_kernel activate
+    derivative_kernel derivative
+
+cdef struct ElementwiseTable:
+    Elementwise of_float
+    Elementwise of_double

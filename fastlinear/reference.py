@@ -1,4 +1,4 @@
-"""The NumPy specification of every kernel: the same names and signatures as in ``_kernels.pyx``.
+"""The NumPy specification of every kernel: the names and signatures of ``_kernels.pyx`` and ``_elementwise.pyx``.
 
 ``FASTLINEAR_ISA=reference`` runs the whole layer on it; ``fastlinear.verify`` and the tests hold the kernels against
 it. It works in any floating dtype, so in one wider than the layer's it is a judge of rounding, too. Where a sum is
@@ -113,3 +113,124 @@ def step(gradient: Array, lr: float, parameter: Array) -> None:
     """parameter[j] -= lr gradient[j], in place."""
     _check("gradient", gradient, parameter.shape)
     parameter -= parameter.dtype.type(lr) * gradient
+
+
+# ---- activations, computed in a wider dtype than the one asked for, so that only the last rounding shows
+
+SLOPE = 0.01
+"""Of leaky_relu, left of 0."""
+
+
+def _gaussian(x: Array) -> tuple[Array, Array]:
+    """The density φ(x) = exp(-x²/2) / √(2π), and its integral Φ(x) from -∞, both to a few ulp of x's dtype."""
+    x = np.clip(x, -200, 200)  # beyond, both are 0 or 1 in every dtype
+    high = x.astype(np.float32).astype(x.dtype)  # its square is exact, so x² does not lose what exp would multiply
+    density = np.exp(-high * high / 2) * np.exp((high - x) * (high + x) / 2) / np.sqrt(8 * np.arctan(x.dtype.type(1)))
+    a = np.abs(x)
+    near = np.minimum(a, 2)
+    term = series = near
+    for n in range(1, 60):  # Φ(a) = 1/2 + φ(a) (a + a³/3 + a⁵/(3·5) + ...)
+        term = term * near * near / (2 * n + 1)
+        series = series + term
+    far = np.maximum(a, 2)
+    fraction = far
+    for n in range(100, 0, -1):  # Φ(-a) = φ(a) / (a + 1/(a + 2/(a + 3/(a + ...))))
+        fraction = far + n / fraction
+    upper = density * np.where(a < 2, series, 0)
+    tail = np.where(a < 2, 0.5 - upper, density / fraction)
+    return density, np.where(x > 0, np.where(a < 2, 0.5 + upper, 1 - tail), tail)
+
+
+def _sigmoid(x: Array) -> Array:
+    e = np.exp(-np.abs(x))
+    result: Array = np.where(x < 0, e, 1) / (1 + e)
+    return result
+
+
+def _softmax(x: Array) -> Array:
+    most = x.max(axis=-1, keepdims=True, initial=-np.inf)
+    e = np.exp(np.where(x == most, 0, x - most))  # infinities that are equal share
+    result: Array = e / e.sum(axis=-1, keepdims=True)
+    return result
+
+
+def _times_finite(x: Array, weight: Array) -> Array:
+    """x times a weight that is 0 at -∞, where the limit of the product is -0."""
+    return np.where(x == -np.inf, -0.0, x * weight)
+
+
+_FORWARD: dict[str, Callable[[Array], Array]] = {
+    "identity": lambda x: x,
+    "relu": lambda x: np.where(x <= 0, 0, x),
+    "leaky_relu": lambda x: np.where(x > 0, x, SLOPE * x),
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    "sigmoid": _sigmoid,
+    "tanh": np.tanh,
+    "silu": lambda x: _times_finite(x, _sigmoid(x)),
+    "gelu": lambda x: _times_finite(x, _gaussian(x)[1]),
+    "softmax": _softmax,
+}
+
+
+def _silu_derivative(x: Array) -> Array:
+    result: Array = _sigmoid(x) * (1 + np.where(np.isinf(x), 0, x) * _sigmoid(-x))
+    return result
+
+
+def _gelu_derivative(x: Array) -> Array:
+    density, integral = _gaussian(x)
+    result: Array = integral + np.where(np.isinf(x), 0, x) * density
+    return result
+
+
+_BY_OUTPUT: dict[str, Callable[[Array, Array], Array]] = {
+    "identity": lambda grad, y: grad,
+    "relu": lambda grad, y: np.where(y <= 0, 0, grad),
+    "leaky_relu": lambda grad, y: np.where(y > 0, grad, SLOPE * grad),
+    "elu": lambda grad, y: np.where(y > 0, grad, grad * (y + 1)),
+    "sigmoid": lambda grad, y: grad * (y * (1 - y)),
+    "tanh": lambda grad, y: grad * (1 - y * y),
+    "softmax": lambda grad, y: y * (grad - (grad * y).sum(axis=-1, keepdims=True)),
+}
+_BY_BEFORE: dict[str, Callable[[Array, Array], Array]] = {
+    "silu": lambda grad, x: grad * _silu_derivative(x),
+    "gelu": lambda grad, x: grad * _gelu_derivative(x),
+}
+
+ACTIVATIONS = tuple(_FORWARD)
+"""An activation's kind is its place here."""
+
+
+def _wide(array: Array) -> Array:
+    return array.astype(np.float64 if array.dtype == np.float32 else np.longdouble)
+
+
+@_silent
+def activate(kind: int, x: Array, out: Array, threads: int = 1, thread: int = -1) -> None:
+    """out[b, o] = f(x[b, o]), softmax over each row. out is overwritten, and may be x."""
+    _check("out", out, x.shape)
+    if thread <= 0:
+        out[...] = _FORWARD[ACTIVATIONS[kind]](_wide(x))
+
+
+@_silent
+def derivative(
+    kind: int,
+    grad_output: Array,
+    output: Array | None,
+    before: Array | None,
+    out: Array,
+    threads: int = 1,
+    thread: int = -1,
+) -> None:
+    """out = the gradient before the activation, from grad_output, the one after it. It comes from `output`, the values
+    after the activation, or for silu and gelu from `before`, those before it; the other may be None.
+    out is overwritten, and may be grad_output."""
+    _check("out", out, grad_output.shape)
+    name = ACTIVATIONS[kind]
+    values, formula = (output, _BY_OUTPUT[name]) if name in _BY_OUTPUT else (before, _BY_BEFORE[name])
+    if values is None:
+        raise ValueError(f"the derivative of {name} needs the values {'after' if name in _BY_OUTPUT else 'before'} it")
+    _check("output" if name in _BY_OUTPUT else "before", values, grad_output.shape)
+    if thread <= 0:
+        out[...] = formula(_wide(grad_output), _wide(values))

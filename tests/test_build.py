@@ -92,7 +92,7 @@ def assert_no_avx(file):
 
 
 @x86_linux
-@pytest.mark.parametrize("module", ["_layer", "_kernels_baseline"])
+@pytest.mark.parametrize("module", ["_layer", "_kernels_baseline", "_elementwise_baseline"])
 def test_no_avx_where_any_machine_runs(module):
     """Neither the module that asks the processor nor the baseline has an instruction of AVX."""
     assert_no_avx(file_of(module))
@@ -152,7 +152,8 @@ def small_build(tmp_path):
     for name in ("_isa.py", "_promises.h", "_machine.h"):
         shutil.copy(ROOT / "fastlinear" / name, package)
     (package / "__init__.py").touch()
-    (package / "_kernels.pyx").write_text(f"# cython: language_level=3, cdivision=True\n{SUMS}")
+    for name in ("_kernels", "_elementwise"):
+        (package / f"{name}.pyx").write_text(f"# cython: language_level=3, cdivision=True\n{SUMS}")
     (package / "_layer.pyx").write_text(
         'cdef extern from "_machine.h":\n    const char* FASTLINEAR_FLAGS\nflags = FASTLINEAR_FLAGS.decode()\n'
     )
@@ -187,13 +188,14 @@ def test_flags_of_the_environment_break_no_promise(small_build):
     )
     assert run.returncode == 0, run.stderr
     built = {file.name.partition(".")[0] for file in package.glob("*.so")}
-    assert built == {"_layer", *(f"_kernels_{name}" for name in INSTRUCTION_SETS)}
-    found, flags = compute(*(f"_kernels_{name}" for name in COMPILED))
+    sources = ("_kernels", "_elementwise")
+    assert built == {"_layer", *(f"{source}_{name}" for source in sources for name in INSTRUCTION_SETS)}
+    found, flags = compute(*(f"{source}_{name}" for source in sources for name in COMPILED))
     for name, values in found.items():
         assert values == [0, 0, 5 / 49, "0.0", False, 0.1, sys.float_info.min / 2], name
     assert flags.startswith("gcc -ffast-math")
     assert flags.endswith("-fopenmp")
-    for module in ("_layer", "_kernels_baseline"):
+    for module in ("_layer", "_kernels_baseline", "_elementwise_baseline"):
         assert_no_avx(next(package.glob(f"{module}.*so")))
 
 
@@ -288,8 +290,10 @@ print(*(set(sys.modules) - before))
         "fastlinear",
         "numpy",
     }
-    kernels = [name for name in modules if name.startswith("fastlinear._kernels_")]
-    assert kernels == [f"fastlinear._kernels_{_dispatch.available()[0]}"]
+    built = [name for name in modules if name.startswith(("fastlinear._kernels_", "fastlinear._elementwise_"))]
+    assert sorted(built) == [
+        f"fastlinear.{source}_{_dispatch.available()[0]}" for source in ("_elementwise", "_kernels")
+    ]
     assert not tops & {"multiprocessing", "subprocess", "unittest", "asyncio", "concurrent"}
 
 

@@ -523,13 +523,12 @@ def test_verify_finds_a_wrong_kernel(monkeypatch, kernel, flaw):
             result.flat[-1] += flaw
 
     kernels = SimpleNamespace(**{**vars(reference), kernel: wrong})
-    before = _dispatch.load(fastlinear.isa)
-    _layer.use_kernels(kernels)
+    _layer.use_kernels(kernels, reference)
     try:
         with pytest.raises(ArithmeticError, match="error over 4"):
             fastlinear.verify(layer, problem.x, problem.grad_output)
     finally:
-        _layer.use_kernels(before)
+        _dispatch.use(fastlinear.isa)
 
 
 @pytest.mark.thread_unsafe(reason="sets the kernels of the process")
@@ -547,13 +546,12 @@ def test_verify_finds_what_one_plain_backward_does_not_show(kernel, slip):
         right(*inputs, scale if slip == "accumulation" else 1.0, out)
 
     kernels = SimpleNamespace(**{**vars(reference), kernel: wrong})
-    before = _dispatch.load(fastlinear.isa)
-    _layer.use_kernels(kernels)
+    _layer.use_kernels(kernels, reference)
     try:
         with pytest.raises(ArithmeticError, match=f"error over 4.*{kernel}"):
             fastlinear.verify(layer, problem.x, problem.grad_output)
     finally:
-        _layer.use_kernels(before)
+        _dispatch.use(fastlinear.isa)
 
 
 def test_verify_checks_its_arguments():

@@ -90,7 +90,7 @@ def test_a_wrong_kernel_is_an_exit_status(monkeypatch, capsys):
             out.flat[0] += 1e-4
 
     monkeypatch.setattr(main.subprocess, "run", lambda *args, **kwargs: SimpleNamespace(stdout="[]"))
-    _layer.use_kernels(SimpleNamespace(**{**vars(reference), "forward": wrong}))
+    _layer.use_kernels(SimpleNamespace(**{**vars(reference), "forward": wrong}), reference)
     try:
         assert main.main([]) == 1
         out = capsys.readouterr().out
