@@ -202,7 +202,9 @@ def extension(name: str, source: str, features: tuple[str, ...] = (), flags: tup
     return [module]
 
 
-modules = extension("_layer", "_layer.pyx")
+modules = []
+for name in ("_layer", "_optimisers"):
+    modules += extension(name, f"{name}.pyx")
 for name, isa in INSTRUCTION_SETS.items():
     if not isa.machines or (machine() in isa.machines and not (MSVC or PLAIN or WIDE)):
         built_as = INSTRUCTION_SETS["avx2"] if WIDE else isa

@@ -1,7 +1,9 @@
 """fastlinear: a fully-connected (Linear) layer for Python on CPUs, with its gradients."""
 
 import os
+from importlib import import_module
 from importlib.machinery import PathFinder
+from typing import TYPE_CHECKING, Any
 
 if not PathFinder.find_spec("_layer", __path__):
     raise ImportError(
@@ -23,9 +25,16 @@ from fastlinear._verify import verify  # noqa: E402
 from fastlinear._version import __version__  # noqa: E402
 from fastlinear.linear import Linear  # noqa: E402
 
+if TYPE_CHECKING:
+    from fastlinear.optimisers import SGD, Adam, AdamW, clip_grad_norm
+
 __all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
     "Linear",
     "__version__",
+    "clip_grad_norm",
     "get_num_threads",
     "isa",
     "reference",
@@ -33,3 +42,17 @@ __all__ = [
     "show_config",
     "verify",
 ]
+
+_IMPORTED_WHEN_USED = dict.fromkeys(["SGD", "Adam", "AdamW", "clip_grad_norm"], "optimisers")
+"""The names that are not needed to run a layer, and the module that has each."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _IMPORTED_WHEN_USED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_IMPORTED_WHEN_USED[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

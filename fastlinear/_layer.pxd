@@ -4,7 +4,7 @@ cimport cython
 cimport numpy as cnp
 from cpython.object cimport PyObject
 
-from fastlinear._table cimport Kernels
+from fastlinear._table cimport Elementwise, Kernels
 
 cdef extern from "Python.h":
     ctypedef struct PyThreadState:
@@ -36,6 +36,8 @@ cdef struct Work:
 
 cdef Kernels* kernels_of(bint is_double) noexcept           # NULL for the reference, whose functions are kernel_module()'s
 cdef object kernel_module()
+cdef Elementwise* elementwise_of(bint is_double) noexcept   # the same of _elementwise.pyx
+cdef object elementwise_module()
 
 cdef void release_gil(Work* work, double size) noexcept
 cdef int begin(Work* work, double size, size_t more) except -1

@@ -139,6 +139,19 @@ cdef object kernel_module():
     return kernels
 
 
+cdef inline Elementwise* elementwise_of(bint is_double) noexcept:
+    """As kernels_of, of the build of _elementwise.pyx in use now."""
+    cdef ElementwiseTable* both = <ElementwiseTable*> load_pointer(&elementwise_table)
+    if both == NULL:
+        return NULL
+    return &both.of_double if is_double else &both.of_float
+
+
+cdef object elementwise_module():
+    """Its module, which is reference.py where elementwise_of() is NULL."""
+    return elementwise
+
+
 cdef inline void release_gil(Work* work, double size) noexcept:
     """Let other Python threads run during that many multiply-adds, if they outlast the price."""
     work.threads = 1

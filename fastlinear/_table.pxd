@@ -44,10 +44,22 @@ ctypedef void (*activate_kernel)(int kind, const void* x, void* out, Py_ssize_t 
 # Of output and before, what that kind does not use may be NULL.
 ctypedef void (*derivative_kernel)(int kind, const void* grad_output, const void* output, const void* before, void* out,
                                    Py_ssize_t rows, Py_ssize_t columns, int threads) noexcept nogil
+# buffer may be NULL.
+ctypedef void (*sgd_kernel)(const void* gradient, double lr, double momentum, bint nesterov, double weight_decay,
+                            void* parameter, void* buffer, Py_ssize_t size, int threads) noexcept nogil
+ctypedef void (*adam_kernel)(const void* gradient, double rate, double beta1, double beta2, double correction,
+                             double eps, double weight_decay, double decay, void* parameter, void* mean, void* square,
+                             Py_ssize_t size, int threads) noexcept nogil
+ctypedef double (*squares_kernel)(const void* array, Py_ssize_t size) noexcept nogil
+ctypedef void (*scale_kernel)(double factor, void* array, Py_ssize_t size) noexcept nogil
 
 cdef struct Elementwise:
     activate_kernel activate
     derivative_kernel derivative
+    sgd_kernel sgd
+    adam_kernel adam
+    squares_kernel squares
+    scale_kernel scale
 
 cdef struct ElementwiseTable:
     Elementwise of_float

@@ -1,4 +1,4 @@
-/* The vectors that the tiles are written in: one width and twelve small functions for each instruction set.
+/* The vectors that the tiles are written in: one width and fourteen small functions for each instruction set.
 
    vec_f32, vec_f64      VECTOR_BYTES of float or double
    zero(), splat(s)      every lane 0, every lane s
@@ -6,6 +6,7 @@
    load_first(p, n)      lanes 0..n-1 from p[0..n-1], the others 0; touches no other element (0 <= n <= lanes)
    store_first(p, v, n)  the other direction; writes no other element
    add(a, b), mul(a, b)  a + b, a * b
+   div(a, b), sqrt(a)    a / b, the square root, correctly rounded
    fma(a, b, c)          a * b + c, rounded once where the instruction set can (HAS_FMA), else twice
    fold(a, b, w)         one step of a sum over lanes, see below
    swap(v, w)            runs of w lanes change places in pairs: lane j is that of j ^ w
@@ -51,6 +52,7 @@
 
 #if defined(GNU_VECTORS) && defined(FASTLINEAR_WIDE) /* AVX-512's shapes on AVX2, to test them anywhere */
 
+#include <immintrin.h>
 #define VECTOR_BYTES 64
 #define VECTOR_REGISTERS 32
 #define HAS_FMA 1
@@ -64,6 +66,14 @@ INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) {
     for (int j = 0; j < 8; j++) c[j] = __builtin_fma(a[j], b[j], c[j]);
     return c;
 }
+INLINE vec_f32 sqrt_f32(vec_f32 a) {
+    for (int j = 0; j < 16; j++) a[j] = _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(a[j])));
+    return a;
+}
+INLINE vec_f64 sqrt_f64(vec_f64 a) {
+    for (int j = 0; j < 8; j++) a[j] = _mm_cvtsd_f64(_mm_sqrt_sd(_mm_setzero_pd(), _mm_set_sd(a[j])));
+    return a;
+}
 
 #elif defined(GNU_VECTORS) && defined(__AVX512F__)
 
@@ -75,6 +85,8 @@ typedef __m512 vec_f32;
 typedef __m512d vec_f64;
 INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return _mm512_fmadd_pd(a, b, c); }
+INLINE vec_f32 sqrt_f32(vec_f32 a) { return _mm512_sqrt_ps(a); }
+INLINE vec_f64 sqrt_f64(vec_f64 a) { return _mm512_sqrt_pd(a); }
 #define FIRST(n) ((1u << (n)) - 1)
 INLINE vec_f32 load_first_f32(const float *p, int n) { return _mm512_maskz_loadu_ps((__mmask16)FIRST(n), p); }
 INLINE vec_f64 load_first_f64(const double *p, int n) { return _mm512_maskz_loadu_pd((__mmask8)FIRST(n), p); }
@@ -91,6 +103,8 @@ typedef __m256 vec_f32;
 typedef __m256d vec_f64;
 INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return _mm256_fmadd_pd(a, b, c); }
+INLINE vec_f32 sqrt_f32(vec_f32 a) { return _mm256_sqrt_ps(a); }
+INLINE vec_f64 sqrt_f64(vec_f64 a) { return _mm256_sqrt_pd(a); }
 /* n elements of all ones, then zeros: a window on eight and eight. */
 static const int32_t FIRST_MASK[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
 #define FIRST(n) _mm256_loadu_si256((const __m256i *)(FIRST_MASK + 8 - (n)))
@@ -137,9 +151,32 @@ typedef struct { double lane[VECTOR_BYTES / sizeof(double)]; } vec_f64;
 #define HAS_FMA 1
 INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return vfmaq_f32(c, a, b); }
 INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return vfmaq_f64(c, a, b); }
+INLINE vec_f32 sqrt_f32(vec_f32 a) { return vsqrtq_f32(a); }
+INLINE vec_f64 sqrt_f64(vec_f64 a) { return vsqrtq_f64(a); }
 #else
 #define VECTOR_REGISTERS 16
 #define HAS_FMA 0
+#if defined(GNU_VECTORS) && defined(__SSE2__)
+#include <emmintrin.h>
+INLINE vec_f32 sqrt_f32(vec_f32 a) { return _mm_sqrt_ps(a); }
+INLINE vec_f64 sqrt_f64(vec_f64 a) { return _mm_sqrt_pd(a); }
+#else
+#include <math.h>
+INLINE vec_f32 sqrt_f32(vec_f32 a) {
+    float lane[4];
+    memcpy(lane, &a, sizeof a);
+    for (int j = 0; j < 4; j++) lane[j] = sqrtf(lane[j]);
+    memcpy(&a, lane, sizeof a);
+    return a;
+}
+INLINE vec_f64 sqrt_f64(vec_f64 a) {
+    double lane[2];
+    memcpy(lane, &a, sizeof a);
+    for (int j = 0; j < 2; j++) lane[j] = sqrt(lane[j]);
+    memcpy(&a, lane, sizeof a);
+    return a;
+}
+#endif
 #endif
 
 #endif
@@ -234,6 +271,7 @@ PARTIAL(double, f64)
     INLINE void store_##suffix(real *p, vec_##suffix v) { *(unaligned_##suffix *)p = v; } \
     INLINE vec_##suffix add_##suffix(vec_##suffix a, vec_##suffix b) { return a + b; } \
     INLINE vec_##suffix mul_##suffix(vec_##suffix a, vec_##suffix b) { return a * b; } \
+    INLINE vec_##suffix div_##suffix(vec_##suffix a, vec_##suffix b) { return a / b; } \
     INLINE vec_##suffix fold_##suffix(vec_##suffix a, vec_##suffix b, int w) { \
         switch (w) { FOLD_##suffix } \
         return a; \
@@ -265,6 +303,7 @@ INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return a * b + c; }
     INLINE void store_##suffix(real *p, vec_##suffix v) { memcpy(p, v.lane, sizeof v); } \
     INLINE vec_##suffix add_##suffix(vec_##suffix a, vec_##suffix b) { EACH_LANE(suffix, a.lane[j] + b.lane[j]) } \
     INLINE vec_##suffix mul_##suffix(vec_##suffix a, vec_##suffix b) { EACH_LANE(suffix, a.lane[j] * b.lane[j]) } \
+    INLINE vec_##suffix div_##suffix(vec_##suffix a, vec_##suffix b) { EACH_LANE(suffix, a.lane[j] / b.lane[j]) } \
     INLINE vec_##suffix fma_##suffix(vec_##suffix a, vec_##suffix b, vec_##suffix c) { \
         EACH_LANE(suffix, a.lane[j] * b.lane[j] + c.lane[j]) \
     } \

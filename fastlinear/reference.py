@@ -22,16 +22,16 @@ if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
 
     Array = NDArray[Any]
 
-Kernel = TypeVar("Kernel", bound=Callable[..., None])
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 
 def _silent(kernel: Kernel) -> Kernel:
     """Overflow, 0 · inf and the like give what IEEE says, without a RuntimeWarning, as in the kernels."""
 
     @wraps(kernel)
-    def run(*args: Any, **kwargs: Any) -> None:
+    def run(*args: Any, **kwargs: Any) -> Any:
         with np.errstate(all="ignore"):
-            kernel(*args, **kwargs)
+            return kernel(*args, **kwargs)
 
     return run  # type: ignore[return-value]
 
@@ -234,3 +234,151 @@ def derivative(
     _check("output" if name in _BY_OUTPUT else "before", values, grad_output.shape)
     if thread <= 0:
         out[...] = formula(_wide(grad_output), _wide(values))
+
+# ---- losses: each returns the sum of the rows' losses, and writes scale times its gradient into out
+
+
+@_silent
+def squared_error(output: Array, target: Array, scale: float, out: Array) -> float:
+    """The sum of (output - target)^2 / 2. out = scale (output - target), and may be output or target."""
+    _check("target", target, output.shape)
+    _check("out", out, output.shape)
+    difference = output - target
+    np.multiply(out.dtype.type(scale), difference, out=out)
+    return float(np.sum(difference * difference / 2, dtype=np.result_type(out, np.float64)))
+
+
+@_silent
+def huber(output: Array, target: Array, scale: float, out: Array) -> float:
+    """The sum of d^2 / 2 where |d| <= 1 and of |d| - 1/2 elsewhere, d = output - target.
+    out = scale clip(d, -1, 1), and may be output or target."""
+    _check("target", target, output.shape)
+    _check("out", out, output.shape)
+    difference = output - target
+    distance = np.abs(difference)
+    near = np.minimum(distance, 1)
+    np.multiply(out.dtype.type(scale), np.clip(difference, -1, 1), out=out)
+    return float(np.sum(near * (distance - near / 2), dtype=np.result_type(out, np.float64)))
+
+
+def _signs(scores: Array, labels: Array) -> Array:
+    """1 where a score is that of its row's label, -1 elsewhere. One column is the score of label 1 against label 0."""
+    classes = [1] if scores.shape[1] == 1 else np.arange(scores.shape[1])
+    return np.where(labels[:, None] == classes, 1, -1).astype(scores.dtype)
+
+
+@_silent
+def hinge(scores: Array, labels: Array, scale: float, out: Array) -> float:
+    """The sum of max(0, 1 - z), z = sign score, where sign is 1 for the label's column and -1 for the others; one
+    column is that of label 1. out = -scale sign where z <= 1, else 0, and may be scores."""
+    _check("labels", labels, scores.shape[:1])
+    _check("out", out, scores.shape)
+    signs = _signs(scores, labels)
+    missing = 1 - signs * scores
+    missing[missing < 0] = -1
+    gradient = np.where(missing < 0, 0, -signs)
+    gradient[np.isnan(missing)] = np.nan
+    np.multiply(out.dtype.type(scale), gradient, out=out)
+    return float(np.sum(np.maximum(missing, 0), dtype=np.result_type(out, np.float64)))
+
+
+@_silent
+def log_loss(scores: Array, labels: Array, scale: float, out: Array) -> float:
+    """The sum of -log p(label) over the rows. One column is the score of label 1 against label 0, p(1) = 1 / (1 +
+    exp(-score)); of several, p = softmax(scores). out = scale (p - [the label's column]), and may be scores."""
+    _check("labels", labels, scores.shape[:1])
+    _check("out", out, scores.shape)
+    if scores.shape[1] == 1:
+        signs = _signs(scores, labels)
+        margin = signs * scores
+        small = np.exp(-np.abs(margin))
+        losses = np.log1p(small) + np.maximum(-margin, 0)
+        gradient = -signs * np.where(margin >= 0, small, 1) / (1 + small)
+    else:
+        rows = np.arange(len(labels))
+        highest = scores.max(axis=1, keepdims=True, initial=-np.inf)
+        exponentials = np.exp(scores - highest)
+        total = exponentials.sum(axis=1, keepdims=True)
+        losses = np.log(total[:, 0]) + (highest[:, 0] - scores[rows, labels])
+        gradient = exponentials / total
+        gradient[rows, labels] -= 1
+    np.multiply(out.dtype.type(scale), gradient, out=out)
+    return float(np.sum(losses, dtype=np.result_type(out, np.float64)))
+
+
+# ---- optimisers
+
+
+@_silent
+def sgd(
+    gradient: Array,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    parameter: Array,
+    buffer: Array | None,
+    threads: int = 1,
+    thread: int = -1,
+) -> None:
+    """g = gradient + weight_decay parameter; buffer = momentum buffer + g, and then g = buffer, or with nesterov
+    g += momentum buffer; parameter -= lr g. parameter and buffer are changed in place; buffer may be None."""
+    _check("parameter", parameter, gradient.shape)
+    if buffer is not None:
+        _check("buffer", buffer, gradient.shape)
+    if thread > 0:
+        return
+    real = parameter.dtype.type
+    if weight_decay:
+        gradient = gradient + real(weight_decay) * parameter
+    if buffer is not None:
+        buffer *= real(momentum)
+        buffer += gradient
+        gradient = gradient + real(momentum) * buffer if nesterov else buffer
+    parameter -= real(lr) * gradient
+
+
+@_silent
+def adam(
+    gradient: Array,
+    rate: float,
+    beta1: float,
+    beta2: float,
+    correction: float,
+    eps: float,
+    weight_decay: float,
+    decay: float,
+    parameter: Array,
+    mean: Array,
+    square: Array,
+    threads: int = 1,
+    thread: int = -1,
+) -> None:
+    """g = gradient + weight_decay parameter; mean += (1 - beta1) (g - mean); square = beta2 square + (1 - beta2) g^2;
+    parameter = decay parameter - rate mean / (correction sqrt(square) + eps). The last three are changed in place.
+
+    At step t, rate is lr / (1 - beta1^t) and correction 1 / sqrt(1 - beta2^t); decay is 1, but for AdamW."""
+    for name, array in (("parameter", parameter), ("mean", mean), ("square", square)):
+        _check(name, array, gradient.shape)
+    if thread > 0:
+        return
+    real = parameter.dtype.type
+    if weight_decay:
+        gradient = gradient + real(weight_decay) * parameter
+    mean += real(1 - beta1) * (gradient - mean)
+    square *= real(beta2)
+    square += real(1 - beta2) * gradient * gradient
+    parameter *= real(decay)
+    parameter -= real(rate) * (mean / (real(correction) * np.sqrt(square) + real(eps)))
+
+
+@_silent
+def squares(array: Array) -> float:
+    """The sum of the squares, in float64 at least."""
+    return float(np.sum(np.square(array, dtype=np.result_type(array, np.float64))))
+
+
+@_silent
+def scale(factor: float, array: Array) -> None:
+    """array *= factor, in place."""
+    array *= array.dtype.type(factor)

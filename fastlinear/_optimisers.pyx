@@ -1,0 +1,419 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: binding=False, embedsignature=True, embedsignature.format=clinic
+# cython: freethreading_compatible=True
+"""The compiled base of the optimisers: the state kept for each parameter, and a step over all of them in one call.
+
+As in _layer.pyx, all that may run Python code comes first; then each kernel goes over memory that neither a layer nor
+an optimiser ever moves or gives back. The arithmetic is in _optimiser.h.
+"""
+cimport cython
+cimport numpy as cnp
+from libc.math cimport INFINITY, isfinite, pow, sqrt
+from libc.string cimport memset
+
+from fastlinear._layer cimport (
+    Layer, Memory, Parameter, Span, Work, begin, elementwise_module, elementwise_of, end, load_int,
+    new_memory, release_gil, shape_of)
+from fastlinear._table cimport Elementwise
+
+cnp.import_array()
+
+cdef extern from "Python.h":
+    const Py_ssize_t PY_SSIZE_T_MAX
+
+cdef enum:
+    CACHE_LINE = 64     # each buffer begins on one
+    COST = 16           # of an element, in multiply-adds: what WORTH_RELEASING and WORTH_A_THREAD are measured in
+
+
+cdef struct Slot:
+    # What a kernel gets for one parameter.
+    void* parameter
+    void* gradient
+    void* buffers[2]
+    Py_ssize_t size
+    bint is_double
+
+
+cdef tuple layers_of(str caller, model):
+    """The layers of a model, each once."""
+    cdef list layers = []
+    if isinstance(model, Layer):
+        layers.append(model)
+    else:
+        given = getattr(model, "layers", None)
+        for layer in given if isinstance(given, (list, tuple)) else ():
+            if not isinstance(layer, Layer):
+                raise TypeError(f"{caller}: each of model.layers must be a Linear, got {type(layer).__name__}")
+            if not any([layer is known for known in layers]):
+                layers.append(layer)
+        if not layers:
+            raise TypeError(f"{caller}: model must be a Linear or a Sequential, got {type(model).__name__}")
+    for layer in layers:
+        (<Layer> layer).check_bound()
+    return tuple(layers)
+
+
+cdef inline Py_ssize_t size_of(Span span, bint is_double) noexcept:
+    return (span.end - span.begin) // (8 if is_double else 4)
+
+
+cdef inline Py_ssize_t lines(Span span) noexcept:
+    """The bytes of the cache lines that hold as much."""
+    return (span.end - span.begin + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
+
+
+cdef int check_frozen_gradients(tuple layers) except -1:
+    for layer in layers:
+        if load_int(&(<Layer> layer).has_gradients):
+            (<Layer> layer).check_writable((<Layer> layer).grad_W, (<Layer> layer).grad_b)
+    return 0
+
+
+cdef class Optimiser:
+    """The layers of a model, and the state of each of their parameters; see fastlinear/optimisers.py."""
+
+    cdef readonly object model
+    cdef readonly int steps             # that were taken
+    cdef tuple layers
+    cdef Memory memory, slot_memory
+    cdef Slot* slots
+    cdef Py_ssize_t count               # of parameters
+    cdef double size                    # elements in all of them
+    cdef int buffers                    # for each parameter, at most 2
+    cdef bint has_gradients
+    cdef double rate
+    cdef readonly double weight_decay
+
+    def _bind(self, model, int buffers):
+        """Make the state for this model's layers: that many arrays of zeros for each parameter. For life."""
+        cdef Memory memory, slot_memory
+        cdef Layer layer
+        cdef Slot* slots
+        cdef Py_ssize_t count = 0, n = 0
+        cdef object nbytes = 0
+        cdef double size = 0
+        if not 0 <= buffers <= 2:
+            raise ValueError(f"_bind: there can be 0 to 2 buffers, got {buffers}")
+        layers = layers_of(type(self).__name__, model)
+        for layer in layers:
+            for span in (lines(layer.w_span), lines(layer.b_span)):
+                nbytes += buffers * span
+            count += 1 if layer.b is None else 2
+        if nbytes > PY_SSIZE_T_MAX - CACHE_LINE:
+            raise MemoryError(f"no {nbytes} bytes for the state of {type(self).__name__}")
+        memory, slot_memory = new_memory(nbytes), new_memory(count * sizeof(Slot))
+        slots = <Slot*> slot_memory.begin
+        at = <char*> memory.begin
+        for layer in layers:
+            n += place(slots + n, layer.w_span, layer.is_double, buffers, &at)
+            if layer.b is not None:
+                n += place(slots + n, layer.b_span, layer.is_double, buffers, &at)
+        for n in range(count):
+            size += slots[n].size
+        with cython.critical_section(self):
+            fresh = self.layers is None
+            if fresh:
+                self.memory, self.slot_memory, self.slots, self.buffers = memory, slot_memory, slots, buffers
+                self.count, self.size, self.model = count, size, model
+                self.layers = layers
+        if not fresh:
+            raise RuntimeError(f"{type(self).__name__} has its model and keeps it; make another optimiser")
+
+    cdef int check_bound(self) except -1:
+        if self.layers is None:
+            raise RuntimeError(f"{type(self).__name__} has no model yet: its __init__ was not called")
+        return 0
+
+    cdef int make_ready(self) except -1:
+        """Whether there may be a step. Gradients that nobody has used are made, and zero."""
+        cdef Layer layer
+        cdef Py_ssize_t n = 0
+        self.check_bound()
+        for item in self.layers:
+            layer = <Layer> item
+            layer.ensure_gradients()
+            layer.check_writable(layer.W, layer.b)
+        if not self.has_gradients:
+            for item in self.layers:
+                layer = <Layer> item
+                self.slots[n].gradient = layer.grad_w_span.begin
+                n += 1
+                if layer.b is not None:
+                    self.slots[n].gradient = layer.grad_b_span.begin
+                    n += 1
+            self.has_gradients = True
+        return 0
+
+    cdef int next_step(self) except -1:
+        """The number of the step that begins."""
+        cdef int step
+        with cython.critical_section(self):
+            self.steps += 1
+            step = self.steps
+        return step
+
+    cdef list views(self):
+        """For each parameter: itself, its gradient and its buffers, as flat ndarrays. For the reference."""
+        cdef Layer layer
+        cdef list found = []
+        for layer in self.layers:
+            found.append([layer.W.view().reshape(-1), layer.grad_W.view().reshape(-1)])
+            if layer.b is not None:
+                found.append([layer.b.view(), layer.grad_b.view()])
+        for n, buffers in enumerate(self._buffers()):
+            found[n] += [buffer.reshape(-1) for buffer in buffers]
+        return found
+
+    def _shapes(self):
+        """The shape and dtype of each parameter: weight and bias of one layer after another."""
+        self.check_bound()
+        found = []
+        for layer in self.layers:
+            found.append((shape_of((<Layer> layer).W.view()), layer.dtype))
+            if (<Layer> layer).b is not None:
+                found.append((shape_of((<Layer> layer).b.view()), layer.dtype))
+        return found
+
+    def _buffers(self):
+        """For each parameter the arrays of its state, which are the optimiser's own memory."""
+        cdef cnp.npy_intp dims[2]
+        cdef Py_ssize_t n
+        cdef int axis, b
+        cdef list found = []
+        for n, (shape, _) in enumerate(self._shapes()):
+            for axis in range(len(shape)):
+                dims[axis] = shape[axis]
+            arrays = []
+            for b in range(self.buffers):
+                array = cnp.PyArray_SimpleNewFromData(
+                    len(shape), dims, cnp.NPY_DOUBLE if self.slots[n].is_double else cnp.NPY_FLOAT,
+                    self.slots[n].buffers[b])
+                cnp.set_array_base(array, self.memory)
+                arrays.append(array)
+            found.append(arrays)
+        return found
+
+    def _load(self, int steps, list buffers):
+        """Copy a state in: arrays of the very shapes and dtypes of _buffers(), which are zero where there is None."""
+        mine = self._buffers()
+        for arrays, copies in zip(mine, buffers, strict=True):
+            for array, copy in zip(arrays, copies, strict=True):
+                if copy is not None and not (isinstance(copy, cnp.ndarray) and copy.shape == array.shape
+                                             and copy.dtype == array.dtype):
+                    raise ValueError(f"{type(self).__name__}: the state does not fit the model's parameters")
+        with cython.critical_section(self):
+            for arrays, copies in zip(mine, buffers):
+                for array, copy in zip(arrays, copies):
+                    array[...] = 0 if copy is None else copy
+            self.steps = steps
+
+    @property
+    def lr(self):
+        """The learning rate, which may be set: finite and not negative."""
+        return self.rate
+
+    @lr.setter
+    def lr(self, value):
+        self.rate = self._number("lr", value)
+
+    def zero_grad(self):
+        """Set every layer's gradients to zero. Returns None.
+
+        Gradients that were never used are zero already, and are not made.
+        """
+        cdef Layer layer
+        cdef Work work
+        self.check_bound()
+        check_frozen_gradients(self.layers)
+        for item in self.layers:
+            layer = <Layer> item
+            if load_int(&layer.has_gradients):
+                release_gil(&work, <double> layer.in_features * layer.out_features)
+                memset(layer.grad_w_span.begin, 0, layer.grad_w_span.end - layer.grad_w_span.begin)
+                if layer.grad_b_span.begin != NULL:
+                    memset(layer.grad_b_span.begin, 0, layer.grad_b_span.end - layer.grad_b_span.begin)
+                end(&work)
+
+
+cdef int place(Slot* slot, Span span, bint is_double, int buffers, char** at) except -1:
+    """Say where a parameter and its buffers are: the latter from `at` on, which is moved past them."""
+    cdef int b
+    slot.parameter, slot.is_double, slot.size = span.begin, is_double, size_of(span, is_double)
+    for b in range(buffers):
+        slot.buffers[b] = at[0]
+        at[0] += lines(span)
+    return 1
+
+
+cdef class SGDBase(Optimiser):
+    cdef readonly double momentum
+    cdef readonly bint nesterov
+
+    def _configure(self, double lr, double momentum, bint nesterov, double weight_decay):
+        self.rate, self.momentum, self.nesterov, self.weight_decay = lr, momentum, nesterov, weight_decay
+
+    def step(self):
+        """Change every parameter by its gradient, which stays as it is. Returns None.
+
+        With a layer's gradient g, and weight_decay: g += weight_decay · parameter; with momentum: buffer = momentum ·
+        buffer + g, and g is the buffer, or with nesterov g + momentum · buffer; then parameter −= lr · g. Without any of
+        them that is what the layers' own step does. Each is one pass over the memory.
+        A layer whose weights were made read-only is a ValueError, and then nothing has changed.
+        """
+        cdef Elementwise* single = elementwise_of(False)
+        cdef Elementwise* double_ = elementwise_of(True)
+        cdef Work work
+        cdef Slot* slot
+        cdef Slot* stop
+        cdef double lr, momentum, weight_decay
+        cdef bint nesterov
+        self.make_ready()
+        self.next_step()
+        lr, momentum, nesterov, weight_decay = self.rate, self.momentum, self.nesterov, self.weight_decay
+        if single == NULL or double_ == NULL:
+            for parameter, gradient, buffer in self.views():
+                elementwise_module().sgd(gradient, lr, momentum, nesterov, weight_decay, parameter,
+                                         buffer if momentum else None)
+            return
+        begin(&work, self.size * COST, 0)
+        slot, stop = self.slots, self.slots + self.count
+        while slot < stop:
+            (double_ if slot.is_double else single).sgd(
+                slot.gradient, lr, momentum, nesterov, weight_decay, slot.parameter,
+                slot.buffers[0] if momentum else NULL, slot.size, work.threads)
+            slot += 1
+        end(&work)
+
+
+cdef class AdamBase(Optimiser):
+    cdef readonly double beta1, beta2, eps
+    cdef readonly bint decoupled        # AdamW's weight decay
+
+    def _configure(self, double lr, double beta1, double beta2, double eps, double weight_decay, bint decoupled):
+        self.rate, self.beta1, self.beta2, self.eps = lr, beta1, beta2, eps
+        self.weight_decay, self.decoupled = weight_decay, decoupled
+
+    def step(self):
+        """Change every parameter by its gradient, which stays as it is. Returns None.
+
+        At step t, with a layer's gradient g: mean += (1 − β₁)(g − mean), square = β₂ square + (1 − β₂) g²,
+        parameter −= lr / (1 − β₁ᵗ) · mean / (√square / √(1 − β₂ᵗ) + eps). Weight decay adds weight_decay · parameter to
+        g first; AdamW's multiplies the parameter by 1 − lr · weight_decay instead. All of it is one pass over the memory.
+        A layer whose weights were made read-only is a ValueError, and then nothing has changed.
+        """
+        cdef Elementwise* single = elementwise_of(False)
+        cdef Elementwise* double_ = elementwise_of(True)
+        cdef Work work
+        cdef Slot* slot
+        cdef Slot* stop
+        cdef double rate, beta1, beta2, eps, weight_decay = 0, decay = 1, correction
+        cdef int t
+        self.make_ready()
+        t = self.next_step()
+        beta1, beta2, eps = self.beta1, self.beta2, self.eps
+        rate, correction = self.rate / (1 - pow(beta1, t)), 1 / sqrt(1 - pow(beta2, t))
+        if self.decoupled:
+            decay = 1 - self.rate * self.weight_decay
+        else:
+            weight_decay = self.weight_decay
+        if single == NULL or double_ == NULL:
+            for parameter, gradient, mean, square in self.views():
+                elementwise_module().adam(gradient, rate, beta1, beta2, correction, eps, weight_decay, decay,
+                                          parameter, mean, square)
+            return
+        begin(&work, self.size * COST, 0)
+        slot, stop = self.slots, self.slots + self.count
+        while slot < stop:
+            (double_ if slot.is_double else single).adam(
+                slot.gradient, rate, beta1, beta2, correction, eps, weight_decay, decay, slot.parameter,
+                slot.buffers[0], slot.buffers[1], slot.size, work.threads)
+            slot += 1
+        end(&work)
+
+
+cdef double sum_of_squares(Parameter gradient, bint is_double):
+    cdef Work work
+    cdef double total
+    cdef Elementwise* table = elementwise_of(is_double)
+    cdef Py_ssize_t size = size_of(gradient.span, is_double)
+    if table == NULL:
+        return elementwise_module().squares(gradient.view().reshape(-1))
+    release_gil(&work, size)
+    total = table.squares(gradient.span.begin, size)
+    end(&work)
+    return total
+
+
+cdef int scale_gradient(double factor, Parameter gradient, bint is_double) except -1:
+    cdef Work work
+    cdef Elementwise* table = elementwise_of(is_double)
+    cdef Py_ssize_t size = size_of(gradient.span, is_double)
+    if table == NULL:
+        elementwise_module().scale(factor, gradient.view().reshape(-1))
+        return 0
+    release_gil(&work, size)
+    table.scale(factor, gradient.span.begin, size)
+    end(&work)
+    return 0
+
+
+def clip_grad_norm(model, max_norm, error_if_nonfinite=False):
+    """Scale the gradients of a Linear or a Sequential so that their norm is at most max_norm. Returns the norm before.
+
+    The norm is that of all gradients taken together as one vector, a float; its sum is in float64. If it is larger,
+    every gradient is multiplied by max_norm / (norm + 1e-6), as in PyTorch's ``clip_grad_norm_``. A gradient with NaN or
+    infinity makes the norm so, and is spread as PyTorch spreads it; with error_if_nonfinite=True it is a RuntimeError,
+    and then nothing has changed. max_norm must be a number that is not negative; infinity never scales.
+
+    >>> layer = Linear.from_weights([[1, 2]])
+    >>> layer.backward_params([3, 4], [1])
+    >>> clip_grad_norm(layer, 1.0)
+    5.0
+    >>> layer.grad_weight
+    array([[0.6, 0.8]], dtype=float32)
+    """
+    cdef double most = not_negative("clip_grad_norm: max_norm", max_norm)
+    cdef bint strict = error_if_nonfinite
+    cdef double total = 0, factor
+    cdef Layer layer
+    cdef tuple layers = layers_of("clip_grad_norm", model)
+    check_frozen_gradients(layers)
+    for layer in layers:
+        if load_int(&layer.has_gradients):
+            total += sum_of_squares(layer.grad_W, layer.is_double)
+            if layer.grad_b is not None:
+                total += sum_of_squares(layer.grad_b, layer.is_double)
+    total = sqrt(total)
+    if strict and not isfinite(total):
+        raise RuntimeError(f"clip_grad_norm: the norm of the gradients is {total}, so they cannot be scaled by it; "
+                           "error_if_nonfinite=False would scale them")
+    factor = most / (total + 1e-6)
+    if most == INFINITY or factor >= 1:
+        return total
+    for layer in layers:
+        if load_int(&layer.has_gradients):
+            scale_gradient(factor, layer.grad_W, layer.is_double)
+            if layer.grad_b is not None:
+                scale_gradient(factor, layer.grad_b, layer.is_double)
+    return total
+
+
+def real_number(str name, value):
+    """value as a float, for which it is asked once."""
+    import operator
+    if isinstance(value, (cnp.ndarray, cnp.generic)) and value.dtype.kind == "c":
+        raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
+    try:
+        return float(operator.index(value) if isinstance(value, int) else value.__float__())
+    except (TypeError, AttributeError):
+        raise TypeError(f"{name} must be a real number, got {type(value).__name__}") from None
+    except OverflowError:
+        raise ValueError(f"{name} must be finite, got an integer beyond float64") from None
+
+
+cdef double not_negative(str name, value) except? -1:
+    cdef double number = value if isinstance(value, float) else real_number(name, value)
+    if not number >= 0:
+        raise ValueError(f"{name} must not be negative, got {value!r}")
+    return number

@@ -1,0 +1,363 @@
+"""SGD, Adam and AdamW over the layers of a model, with PyTorch's formulas, arguments, defaults and states.
+
+A step is one compiled pass over each parameter, its gradient and its state (``_optimisers.pyx``); here is what comes
+before: checking numbers, and taking states in and out.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import math
+import operator
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from fastlinear._optimisers import AdamBase, Optimiser, SGDBase, clip_grad_norm, real_number
+from fastlinear.linear import _array, _check_cast
+
+if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from fastlinear._optimisers import Model
+
+    Array = NDArray[Any]
+    Settings = dict[str, Any]
+
+__all__ = ["SGD", "Adam", "AdamW", "clip_grad_norm"]
+
+_FREE = ("params", "foreach", "capturable", "differentiable", "fused", "initial_lr", "param_names")
+"""What PyTorch has in a parameter group beside settings that change the results."""
+
+
+class _PyTorchForm(Optimiser):
+    """What the optimisers share beyond the compiled step: settings, and states in the form of PyTorch's."""
+
+    __slots__ = ()
+
+    _BUFFERS: ClassVar[tuple[str, ...]]
+    """PyTorch's names of what is kept for each parameter."""
+    _STEP: ClassVar[bool]
+    """Whether the number of steps is part of the state."""
+    _FIXED: ClassVar[Settings]
+    """What else PyTorch has in a parameter group, and the value that means what this class does."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def _settings(self) -> Settings: ...
+
+    @classmethod
+    def _checked(cls, settings: Settings) -> Settings:
+        raise NotImplementedError
+
+    def _set(self, settings: Settings) -> None:
+        raise NotImplementedError
+
+    # ---- numbers
+
+    @classmethod
+    def _named(cls, name: str) -> str:
+        return f"{cls.__name__}: {name}"
+
+    @classmethod
+    def _not_negative(cls, name: str, value: Any) -> float:
+        number = real_number(cls._named(name), value)
+        if not 0 <= number < math.inf:
+            raise ValueError(f"{cls._named(name)} must be finite and not negative, got {value!r}")
+        return number
+
+    def _number(self, name: str, value: Any) -> float:
+        return self._not_negative(name, value)
+
+    # ---- states
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings and copies of the state, in the form of PyTorch's: its optimiser of this name takes them.
+
+        ``state`` has a dictionary for each parameter that has been stepped, by its number in the order of PyTorch's
+        ``parameters()``; ``param_groups`` has one group. In a program that has imported torch the arrays are tensors,
+        because PyTorch's ``load_state_dict`` takes nothing else.
+        """
+        unused = {"foreach": None, "capturable": False, "differentiable": False, "fused": None}
+        group = {**self._settings, **self._FIXED, **unused}
+        torch = sys.modules.get("torch")
+        convert: Callable[[Array], Any] = getattr(torch, "from_numpy", np.asarray)
+        state: dict[int, dict[str, Any]] = {}
+        buffers = self._buffers()
+        if self.steps and self._keeps_state():
+            for k, arrays in enumerate(buffers):
+                state[k] = {"step": float(self.steps)} if self._STEP else {}
+                state[k] |= {name: convert(a.copy()) for name, a in zip(self._BUFFERS, arrays, strict=True)}
+        return {"state": state, "param_groups": [{**group, "params": list(range(len(buffers)))}]}
+
+    def _keeps_state(self) -> bool:
+        return True
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take the settings and the state of ``state_dict()``, from here or from PyTorch's optimiser of this name.
+
+        Arrays and CPU tensors are copied. What does not fit (other parameters, an option that is not here, a wrong
+        shape) is a ValueError, an unsafe dtype a TypeError, and then nothing has changed.
+        """
+        who = type(self).__name__
+        shapes = self._shapes()
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"{who}: the state must be a mapping, got {type(state_dict).__name__}")
+        if set(state_dict) != {"state", "param_groups"}:
+            raise ValueError(
+                f"{who}: the state must have the keys ['param_groups', 'state'], got {sorted(map(str, state_dict))}"
+            )
+        groups, state = state_dict["param_groups"], state_dict["state"]
+        if len(groups) != 1:
+            raise ValueError(f"{who}: the state must have one parameter group, got {len(groups)}")
+        [group] = groups
+        if len(group["params"]) != len(shapes):
+            raise ValueError(f"{who}: the model has {len(shapes)} parameters, the state has {len(group['params'])}")
+        settings = self._settings_of(group)
+        states = [state.get(number, {}) for number in group["params"]]
+        steps = self._steps_of(states)
+        buffers = [
+            [self._buffer(kept.get(name), name, k, *shape) for name in self._BUFFERS]
+            for k, (kept, shape) in enumerate(zip(states, shapes, strict=True))
+        ]
+        if self._STEP and steps and (lacking := [k for k, arrays in enumerate(buffers) if any(a is None for a in arrays)]):
+            raise ValueError(f"{who}: the state of parameter {lacking[0]} must have {' and '.join(self._BUFFERS)}")
+        self._load(steps, buffers)
+        self._set(settings)
+
+    def _settings_of(self, group: Mapping[str, Any]) -> Settings:
+        who = type(self).__name__
+        if missing := [name for name in self._settings if name not in group]:
+            raise ValueError(f"{who}: the parameter group of the state lacks {', '.join(missing)}")
+        for name, value in group.items():
+            if name in self._FIXED:
+                if value != self._FIXED[name]:
+                    raise ValueError(f"{who}: {name} must be {self._FIXED[name]} in the state, got {value!r}")
+            elif name not in self._settings and name not in _FREE:
+                raise ValueError(f"{who}: the state has an option {name}={value!r} that is not known here")
+        return self._checked({name: group[name] for name in self._settings})
+
+    def _steps_of(self, states: list[Mapping[str, Any]]) -> int:
+        """How many steps were taken: the same for all parameters."""
+        if not self._STEP:
+            return int(any(states))
+        steps = {float(kept["step"]) if kept else 0.0 for kept in states}
+        if len(steps) > 1 or not all(0 <= step < 2**31 and step.is_integer() for step in steps):
+            raise ValueError(
+                f"{type(self).__name__}: all parameters must have taken the same number of steps, got {sorted(steps)}"
+            )
+        return int(steps.pop())
+
+    def _buffer(self, value: Any, name: str, k: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array | None:
+        if value is None:
+            return None
+        what = self._named(f"{name} of parameter {k}")
+        array = _array(what, value)
+        _check_cast(what, array.dtype, dtype)
+        if array.shape != shape:
+            raise ValueError(f"{what} must have shape {shape}, got {array.shape}")
+        return np.array(array, dtype)
+
+    # ---- copies: copy.copy has the same model and a state of its own; copy.deepcopy and pickle take the model along
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        attributes: Any = getattr(self, "__dict__", None)
+        names = copyreg._slotnames(type(self))  # type: ignore[attr-defined]  # what pickle itself asks
+        if slots := {name: getattr(self, name) for name in names if hasattr(self, name)}:
+            attributes = attributes, slots
+        state = self.model, self._settings, self.steps, self._buffers(), attributes
+        return type(self).__new__, (type(self),), state
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        model, settings, steps, buffers, attributes = state
+        in_dict, in_slots = attributes if isinstance(attributes, tuple) else (attributes, {})
+        settings = self._checked(settings)
+        self._bind(model, len(self._BUFFERS))
+        self._set(settings)
+        self._load(
+            steps,
+            [
+                [self._buffer(a, name, k, *shape) for name, a in zip(self._BUFFERS, arrays, strict=True)]
+                for k, (arrays, shape) in enumerate(zip(buffers, self._shapes(), strict=True))
+            ],
+        )
+        if in_dict:
+            self.__dict__.update(in_dict)
+        for name, value in in_slots.items():
+            setattr(self, name, value)
+
+    def __repr__(self) -> str:
+        if self.model is None:
+            return f"{type(self).__name__}() without a model: its __init__ was not called"
+        settings = ", ".join(f"{name}={value}" for name, value in self._settings.items())
+        return f"{type(self).__name__}({self.model!r}, {settings})"
+
+
+class SGD(_PyTorchForm, SGDBase):
+    """Stochastic gradient descent, with momentum, Nesterov's or the usual, and weight decay: ``torch.optim.SGD``.
+
+    ``step()`` changes every parameter of the model by its gradient, ``zero_grad()`` begins the next gradients; ``lr``
+    may be set at any time. Without options a step is what ``layer.step(lr)`` does, to the bit.
+
+    >>> layer = Linear.from_weights([[1, 2]])
+    >>> opt = SGD(layer, lr=0.5, momentum=0.5)
+    >>> layer.backward_params([1, -1], [1])
+    >>> opt.step(); layer.weight
+    array([[0.5, 2.5]], dtype=float32)
+    >>> opt.lr = 1
+    >>> opt.step(); layer.weight
+    array([[-1.,  4.]], dtype=float32)
+
+    Parameters
+    ----------
+    model : Linear or Sequential
+        Or anything with ``layers``, a list or tuple of Linears; one that is there twice is one. Its layers are those
+        that it had when the optimiser was made.
+    lr : float
+        The learning rate; this and the other numbers must be finite and not negative, or a ValueError says so.
+    momentum, nesterov, weight_decay : float, bool, float
+        See ``step``. nesterov needs a momentum.
+    """
+
+    __slots__ = ()
+
+    _BUFFERS = ("momentum_buffer",)
+    _STEP = False
+    _FIXED: ClassVar[Settings] = {"dampening": 0, "maximize": False}
+
+    def __init__(
+        self, model: Model, lr: float = 1e-3, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
+    ) -> None:
+        settings = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        settings = self._checked(settings)
+        self._bind(model, 1)
+        self._set(settings)
+
+    @property
+    def _settings(self) -> Settings:
+        return {
+            "lr": self.lr,
+            "momentum": self.momentum,
+            "nesterov": self.nesterov,
+            "weight_decay": self.weight_decay,
+        }
+
+    @classmethod
+    def _checked(cls, settings: Settings) -> Settings:
+        checked = {name: cls._not_negative(name, settings[name]) for name in ("lr", "momentum", "weight_decay")}
+        nesterov = settings["nesterov"]
+        if not isinstance(nesterov, (bool, np.bool_)):
+            raise TypeError(f"{cls.__name__}: nesterov must be True or False, got {nesterov!r}")
+        if nesterov and not checked["momentum"]:
+            raise ValueError(f"{cls.__name__}: nesterov needs a momentum, got 0")
+        return {**checked, "nesterov": bool(nesterov)}
+
+    def _set(self, settings: Settings) -> None:
+        self._configure(**settings)
+
+    def _keeps_state(self) -> bool:
+        return self.momentum != 0
+
+
+class Adam(_PyTorchForm, AdamBase):
+    """Adam, adaptive moments: ``torch.optim.Adam`` without amsgrad.
+
+    ``step()`` changes every parameter of the model by its gradient, ``zero_grad()`` begins the next gradients; ``lr``
+    may be set at any time.
+
+    >>> layer = Linear.from_weights([[1, 2]])
+    >>> opt = Adam(layer, lr=0.5)
+    >>> layer.backward_params([1, -1], [2])
+    >>> opt.step(); layer.weight.round(4)
+    array([[0.5, 2.5]], dtype=float32)
+
+    Parameters
+    ----------
+    model : Linear or Sequential
+        Or anything with ``layers``, a list or tuple of Linears; one that is there twice is one. Its layers are those
+        that it had when the optimiser was made.
+    lr : float
+        The learning rate; this and the other numbers must be finite and not negative, or a ValueError says so.
+    betas : (float, float)
+        How much of the running means of the gradient and of its square is kept in a step, from 0 up to below 1.
+    eps, weight_decay : float
+        See ``step``.
+    """
+
+    __slots__ = ()
+
+    _BUFFERS = ("exp_avg", "exp_avg_sq")
+    _STEP = True
+    _FIXED: ClassVar[Settings] = {"amsgrad": False, "maximize": False, "decoupled_weight_decay": False}
+
+    def __init__(
+        self,
+        model: Model,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        settings = self._checked({"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self._bind(model, 2)
+        self._set(settings)
+
+    @property
+    def _settings(self) -> Settings:
+        return {
+            "lr": self.lr,
+            "betas": (self.beta1, self.beta2),
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+        }
+
+    @classmethod
+    def _checked(cls, settings: Settings) -> Settings:
+        checked: Settings = {name: cls._not_negative(name, settings[name]) for name in ("lr", "eps", "weight_decay")}
+        try:
+            first, second = settings["betas"]
+        except (TypeError, ValueError):
+            raise TypeError(f"{cls.__name__}: betas must be two numbers, got {settings['betas']!r}") from None
+        betas = cls._not_negative("betas[0]", first), cls._not_negative("betas[1]", second)
+        for k, beta in enumerate(betas):
+            if not beta < 1:
+                raise ValueError(f"{cls.__name__}: betas[{k}] must be below 1, got {beta}")
+        return {**checked, "betas": betas}
+
+    def _set(self, settings: Settings) -> None:
+        beta1, beta2 = settings["betas"]
+        self._configure(
+            settings["lr"], beta1, beta2, settings["eps"], settings["weight_decay"], self._FIXED["decoupled_weight_decay"]
+        )
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay: ``torch.optim.AdamW`` without amsgrad.
+
+    As Adam, but for weight_decay: each step first multiplies the parameters by 1 - lr · weight_decay.
+
+    >>> layer = Linear.from_weights([[1, 2]])
+    >>> opt = AdamW(layer, lr=0.5, weight_decay=1)
+    >>> layer.backward_params([1, -1], [2])
+    >>> opt.step(); layer.weight.round(4)
+    array([[0. , 1.5]], dtype=float32)
+    """
+
+    __slots__ = ()
+
+    _FIXED: ClassVar[Settings] = {**Adam._FIXED, "decoupled_weight_decay": True}
+
+    def __init__(
+        self,
+        model: Model,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(model, lr, betas, eps, weight_decay)
