@@ -24,8 +24,10 @@ from fastlinear._threads import get_num_threads, set_num_threads  # noqa: E402
 from fastlinear._verify import verify  # noqa: E402
 from fastlinear._version import __version__  # noqa: E402
 from fastlinear.linear import Linear  # noqa: E402
+from fastlinear.sequential import Sequential  # noqa: E402
 
 if TYPE_CHECKING:
+    from fastlinear import losses
     from fastlinear.optimisers import SGD, Adam, AdamW, clip_grad_norm
 
 __all__ = [
@@ -33,24 +35,27 @@ __all__ = [
     "Adam",
     "AdamW",
     "Linear",
+    "Sequential",
     "__version__",
     "clip_grad_norm",
     "get_num_threads",
     "isa",
+    "losses",
     "reference",
     "set_num_threads",
     "show_config",
     "verify",
 ]
 
-_IMPORTED_WHEN_USED = dict.fromkeys(["SGD", "Adam", "AdamW", "clip_grad_norm"], "optimisers")
-"""The names that are not needed to run a layer, and the module that has each."""
+_IMPORTED_WHEN_USED = dict.fromkeys(["SGD", "Adam", "AdamW", "clip_grad_norm"], "optimisers") | {"losses": "losses"}
+"""The names that are not needed to run a layer, and the module that each is in, or is."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in _IMPORTED_WHEN_USED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_IMPORTED_WHEN_USED[name]}"), name)
+    module = import_module(f"{__name__}.{_IMPORTED_WHEN_USED[name]}")
+    value = globals()[name] = getattr(module, name, module)
     return value
 
 

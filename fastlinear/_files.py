@@ -28,14 +28,17 @@ if TYPE_CHECKING:
 
     State = Mapping[str, NDArray[Any]]
     Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+    Names = Callable[[str | None], tuple[Collection[str], Collection[str]]]
 
 _PIECE = 1 << 20  # bytes that one read may take; tables of contents are no longer than that
 _MOST_HEADER = 10_000  # bytes of a .npy header; NumPy's own limit
+_NOTE = "parts"  # the name of a note: in .npz of an array of its UTF-8, in .safetensors of an entry of the metadata
 _MOST_DEFLATED = 1032  # bytes that one byte of a compressed member may become; two bits are at most 258 bytes
 
 
-def save(state: State, path: Path) -> None:
-    """Write the arrays under their names. The file is whole or, if anything goes wrong, as it was before.
+def save(state: State, path: Path, note: str | None = None) -> None:
+    """Write the arrays under their names, and a note of what they are, if there is one. The file is whole or, if
+    anything goes wrong, as it was before.
 
     One that is there keeps its mode and, where the system lets us, its owner and group; of a symbolic link, the file
     that it leads to is written, and of a hard link only this name. A folder, FIFO or device in its place, or a file
@@ -51,7 +54,7 @@ def save(state: State, path: Path) -> None:
         mode = 0o666 if before is None else 0o600
         try:
             with open(part, "xb", opener=lambda part, flags: os.open(part, flags, mode)) as file:
-                form.write(state, file)
+                form.write(state, file, note)
                 file.flush()
                 if before is not None:
                     _take_over(file.fileno(), target, before)
@@ -64,20 +67,27 @@ def save(state: State, path: Path) -> None:
         _sync_folder(folder)
 
 
-def load(path: Path, wanted: Collection[str], optional: Collection[str] = (), others: bool = False) -> State:
+def load(path: Path, wanted: Collection[str] | Names, optional: Collection[str] = (), others: bool = False) -> State:
     """The arrays of these names: all that are wanted, and the optional ones that are there.
 
-    The file may have other names only with others=True, and they are not read. ValueError for a file that is damaged,
-    has other names, is no regular file, or changes while it is read.
+    wanted may be a function that finds both in the file's note, which is None if it has none. The file may have other
+    names only with others=True, and they are not read. ValueError for a file that is damaged, has other names, is no
+    regular file, or changes while it is read.
     """
     name, form = _parse(path)
     with _naming(name), _open(name) as file:
         before = os.fstat(file.fileno())
         with _content(name):
-            names, read = form.read(file, before.st_size)
+            content = form.read(file, before.st_size)
+            names = set(content.names)
+            note = content.note() if callable(wanted) else None
+        if callable(wanted):
+            names.discard(_NOTE)
+            with naming(name):
+                wanted, optional = wanted(note)
         _check_names(name, names, wanted, optional, others)
         with _content(name):
-            state = {key: read(key) for key in (*wanted, *optional) if key in names}
+            state = {key: content.read(key) for key in (*wanted, *optional) if key in names}
         after = os.fstat(file.fileno())
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise ValueError(f"{name} was changed while it was read")
@@ -237,27 +247,41 @@ def _few(names: Collection[str]) -> str:
 # ---- formats
 
 
-class _Read(Protocol):
-    """Finds the names in a file of so many bytes, and how to read the array of a name."""
+class _Content(NamedTuple):
+    """What a file has: names, how to read the array of a name, and the note or None."""
 
-    def __call__(self, file: IO[bytes], size: int, /) -> tuple[Collection[str], Callable[[str], NDArray[Any]]]: ...
+    names: Collection[str]
+    read: Callable[[str], NDArray[Any]]
+    note: Callable[[], str | None]
+
+
+class _Write(Protocol):
+    def __call__(self, state: State, file: IO[bytes], note: str | None, /) -> None: ...
+
+
+class _Read(Protocol):
+    """Finds what is in a file of so many bytes."""
+
+    def __call__(self, file: IO[bytes], size: int, /) -> _Content: ...
 
 
 class _Format(NamedTuple):
-    write: Callable[[State, IO[bytes]], None]
+    write: _Write
     read: _Read
 
 
-def _write_npz(state: State, file: IO[bytes]) -> None:
+def _write_npz(state: State, file: IO[bytes], note: str | None) -> None:
     from zipfile import ZipFile
 
+    if note is not None:
+        state = {_NOTE: np.frombuffer(note.encode(), np.uint8), **state}
     with ZipFile(file, "w") as archive:
         for name, array in state.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
 
 
-def _read_npz(file: IO[bytes], size: int) -> tuple[Collection[str], Callable[[str], NDArray[Any]]]:
+def _read_npz(file: IO[bytes], size: int) -> _Content:
     from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
     archive = ZipFile(file)
@@ -279,7 +303,17 @@ def _read_npz(file: IO[bytes], size: int) -> tuple[Collection[str], Callable[[st
         with archive.open(members[name]) as member:
             return _read_npy(name, member, members[name].file_size)
 
-    return members, read
+    def note() -> str | None:
+        if _NOTE not in members:
+            return None
+        if members[_NOTE].file_size > _PIECE:
+            raise ValueError(f"{_NOTE} has {members[_NOTE].file_size} bytes, more than {_PIECE}")
+        text = read(_NOTE)
+        if text.dtype != np.uint8:
+            raise ValueError(f"{_NOTE} must be UTF-8 in an array of uint8, got {text.dtype}")
+        return text.tobytes().decode()
+
+    return _Content(members, read, note)
 
 
 # A .npy header is a Python literal. This is the part of the language that a plain array needs. NumPy has Python parse
@@ -336,11 +370,12 @@ _TENSORS = {
 }  # fmt: skip
 
 
-def _write_safetensors(state: State, file: IO[bytes]) -> None:
+def _write_safetensors(state: State, file: IO[bytes], note: str | None) -> None:
     names = {np.dtype(dtype): name for name, dtype in _TENSORS.items()}
     # The widest first, and all begin where their width says.
     arrays = sorted(state.items(), key=lambda item: -item[1].itemsize)
-    header, end = {}, 0
+    header: dict[str, Any] = {} if note is None else {"__metadata__": {_NOTE: note}}
+    end = 0
     for name, array in arrays:
         begin, end = end, end + array.nbytes
         dtype = names[array.dtype.newbyteorder("<")]
@@ -352,7 +387,7 @@ def _write_safetensors(state: State, file: IO[bytes]) -> None:
         file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
 
 
-def _read_safetensors(file: IO[bytes], size: int) -> tuple[Collection[str], Callable[[str], NDArray[Any]]]:
+def _read_safetensors(file: IO[bytes], size: int) -> _Content:
     (length,) = struct.unpack("<Q", file.read(8))
     if length > size - 8:
         raise ValueError(f"its header has {length} bytes, more than the file")
@@ -361,7 +396,7 @@ def _read_safetensors(file: IO[bytes], size: int) -> tuple[Collection[str], Call
     header = json.loads(text.decode(), object_pairs_hook=_distinct)
     if not isinstance(header, dict):
         raise ValueError(f"its header must be a JSON object, got a {type(header).__name__}")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
     end = 0
     for begin, stop, name in sorted((*_extent(name, entry), name) for name, entry in header.items()):
         if begin != end:
@@ -378,7 +413,13 @@ def _read_safetensors(file: IO[bytes], size: int) -> tuple[Collection[str], Call
         file.seek(begin_of_data + begin)
         return _read_array(name, tuple(entry["shape"]), np.dtype(_TENSORS[entry["dtype"]]), end - begin, file.read)
 
-    return header, read
+    def note() -> str | None:
+        text = metadata.get(_NOTE) if isinstance(metadata, dict) else None
+        if not (text is None or isinstance(text, str)):
+            raise ValueError(f"{_NOTE} must be text in the metadata, got a {type(text).__name__}")
+        return text
+
+    return _Content(header, read, note)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -31,12 +31,12 @@ cdef enum:
 
 cdef struct Work:
     int threads
-    char* scratch           # threads times SCRATCH_BYTES, and after that the `more` bytes that were asked for
+    char* scratch           # threads times SCRATCH_BYTES, and after that as many times the `more` that was asked for
     PyThreadState* state
 
 cdef Kernels* kernels_of(bint is_double) noexcept           # NULL for the reference, whose functions are kernel_module()'s
+cdef Elementwise* elementwise_of(bint is_double) noexcept
 cdef object kernel_module()
-cdef Elementwise* elementwise_of(bint is_double) noexcept   # the same of _elementwise.pyx
 cdef object elementwise_module()
 
 cdef void release_gil(Work* work, double size) noexcept
@@ -185,7 +185,5 @@ cdef class Layer(Model):
     cdef inline bint can_write_grad_input(self, Pass* p, result, x, bint input_grad) noexcept
     cdef inline bint can_accumulate(self, Pass* p, x, grad_output, gx, bint input_grad) noexcept
     cdef inline bint can_update(self, Pass* p, x, grad_output, gx, bint input_grad) noexcept
-    cdef inline run_forward(self, x, out)
-    cdef inline run_backward(self, x, grad_output, out, double scale, bint input_grad)
 
 cdef delivered(result, out)

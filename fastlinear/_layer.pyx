@@ -134,21 +134,21 @@ cdef inline Kernels* kernels_of(bint is_double) noexcept:
     return &both.of_double if is_double else &both.of_float
 
 
-cdef object kernel_module():
-    """The module of the kernels in use now, which is reference.py where kernels_of() is NULL."""
-    return kernels
-
-
-cdef inline Elementwise* elementwise_of(bint is_double) noexcept:
-    """As kernels_of, of the build of _elementwise.pyx in use now."""
+cdef Elementwise* elementwise_of(bint is_double) noexcept:
+    """As kernels_of()."""
     cdef ElementwiseTable* both = <ElementwiseTable*> load_pointer(&elementwise_table)
     if both == NULL:
         return NULL
     return &both.of_double if is_double else &both.of_float
 
 
+cdef object kernel_module():
+    """The module of the kernels in use now, which is reference.py where kernels_of() is NULL."""
+    return kernels
+
+
 cdef object elementwise_module():
-    """Its module, which is reference.py where elementwise_of() is NULL."""
+    """As kernel_module()."""
     return elementwise
 
 
@@ -161,20 +161,20 @@ cdef inline void release_gil(Work* work, double size) noexcept:
 cdef inline int begin(Work* work, double size, size_t more) except -1:
     """Get what kernels need for that many multiply-adds, and release the GIL if they outlast its price.
 
-    With `more` bytes of scratch, for the caller itself.
+    With `more` bytes of scratch for each thread, for the caller itself: after the kernels' threads times SCRATCH_BYTES.
     Runs no Python code, for the arrays have been looked at. Raises for what it cannot get, with nothing written yet.
     """
     release_gil(work, size)
     if size >= 2 * WORTH_A_THREAD:
         work.threads = <int> min(<double> threads_now(), size / WORTH_A_THREAD)
     # Before the threads are tried: what that finds free must still be so when OpenMP makes them.
-    work.scratch = thread_scratch(work.threads * <size_t> SCRATCH_BYTES + more)
+    work.scratch = thread_scratch(work.threads * (SCRATCH_BYTES + more))
     if work.scratch == NULL:
         work.threads = 1
         work.scratch = thread_scratch(SCRATCH_BYTES + more)
     if work.scratch == NULL:
         end(work)
-        raise MemoryError("no memory for the scratch of a thread, 1 MiB")
+        raise MemoryError(f"no memory for the scratch of a thread, {SCRATCH_BYTES + more} bytes")
     if work.threads > 1:
         work.threads = startable_threads(work.threads, thread_stack_size)
     return 0
@@ -394,7 +394,7 @@ cdef class Model:
     # ---- before the last look: numbers, conversions, allocation
 
     cdef inline double number(self, str name, value) except? -1:
-        """value as a double that the layer's dtype can hold."""
+        """value as a double that the model's dtype can hold."""
         cdef double d = value if isinstance(value, float) else self._number(name, value)
         if not self.is_double and fabs(d) > FLT_MAX and not isinf(d):
             raise ValueError(f"{self!r}: {name} must fit float32, got {value!r}")
@@ -432,11 +432,11 @@ cdef class Model:
         return 0
 
     cdef int check_cast(self, str name, cnp.ndarray array) except -1:
-        """Whether its dtype casts safely to the layer's."""
+        """Whether its dtype casts safely to the model's."""
         if not PyArray_CanCastTypeTo(dtype_of(array), self.dtype, cnp.NPY_SAFE_CASTING):
             raise TypeError(
-                f"{self._name}: {name} has dtype {dtype_of(array)}, which does not cast safely to the layer's "
-                f"{self.dtype}; convert it with astype({self.dtype}) or use a layer of another dtype")
+                f"{self._name}: {name} has dtype {dtype_of(array)}, which does not cast safely to the model's "
+                f"{self.dtype}; convert it with astype({self.dtype}) or use a model of another dtype")
         return 0
 
     cdef int check_rows(self, str name, cnp.ndarray array, Py_ssize_t features) except -1:
@@ -464,7 +464,7 @@ cdef class Model:
         return 0
 
     cdef cnp.ndarray plain(self, cnp.ndarray array):
-        """A C-contiguous, aligned array of the layer's dtype: this one, if it is so. Runs no Python code."""
+        """A C-contiguous, aligned array of the model's dtype: this one, if it is so. Runs no Python code."""
         Py_INCREF(self.dtype)       # PyArray_FromArray takes it over
         return PyArray_FromArray(
             array, self.dtype, cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_ENSUREARRAY)
@@ -572,6 +572,17 @@ cdef class Layer(Model):
             return False
         p.result = self.bytes(<cnp.ndarray> result, p.rows, self.in_features)
         return (apart(p.result, p.x) and apart(p.result, p.grad_output) and self.apart_from_parameters(p.result))
+
+    cdef inline bint can_accumulate(self, Pass* p, x, grad_output, gx, bint input_grad) noexcept:
+        """Whether a kernel can add to the gradients, which must be there, from x and grad_output as they are."""
+        return (load_int(&self.has_gradients) and self.can_read_both(p, x, grad_output)
+                and self.can_write_grad_input(p, gx, x, input_grad) and self.apart_from_gradients(p.result)
+                and self.apart_from_gradients(p.x) and self.apart_from_gradients(p.grad_output))
+
+    cdef inline bint can_update(self, Pass* p, x, grad_output, gx, bint input_grad) noexcept:
+        """Whether a kernel can change the parameters from x and grad_output as they are."""
+        return (self.can_read_both(p, x, grad_output) and self.can_write_grad_input(p, gx, x, input_grad)
+                and self.apart_from_parameters(p.x) and self.apart_from_parameters(p.grad_output))
 
     cdef int check_both(self, cnp.ndarray x, cnp.ndarray grad_output, out, bint input_grad) except -1:
         """The same of x and grad_output together, and of where grad_input is to go."""
@@ -699,7 +710,7 @@ cdef class Layer(Model):
     # ---- forward
 
     def __call__(self, x, out=None):
-        return self.run_forward(x, out)
+        return run_forward(self, x, out)
 
     def forward(self, x, out=None):
         """y = x Wᵀ + b for every row of x (Torch7: forward, updateOutput; BLAS: gemm, gemv). ``layer(x)`` is the same.
@@ -714,33 +725,7 @@ cdef class Layer(Model):
         >>> y[0]
         array([16., 35.], dtype=float32)
         """
-        return self.run_forward(x, out)
-
-    cdef inline run_forward(self, x, out):
-        cdef Pass p
-        cdef Work work
-        cdef object y = out
-        cdef Kernels* table = kernels_of(self.is_double)
-        if out is None and self.can_read(x, self.in_features):
-            y = self.empty(<cnp.ndarray> x, self.out_features)
-        if not self.can_map(&p, &p.x, x, self.in_features, y, self.out_features):
-            x = self.taken("x", x)
-            self.taken_out(out)
-            self.check_rows("x", x, self.in_features)
-            self.check_out(out, x, self.out_features)
-            x = self.plain(x)
-            y = self.empty(<cnp.ndarray> x, self.out_features)
-            if not self.can_map(&p, &p.x, x, self.in_features, y, self.out_features):
-                raise self.changed()
-        if table == NULL:
-            kernels.forward(x.reshape(p.rows, self.in_features), self.W.view(), view_of(self.b),
-                            y.reshape(p.rows, self.out_features))
-        elif p.rows:
-            begin(&work, self.size(p.rows), 0)
-            table.forward(p.x.begin, self.w_span.begin, self.b_span.begin, p.result.begin,
-                          p.rows, self.in_features, self.out_features, work.threads, work.scratch)
-            end(&work)
-        return delivered(y, out)
+        return run_forward(self, x, out)
 
     # ---- backward
 
@@ -759,7 +744,7 @@ cdef class Layer(Model):
         array([[ 1.,  0.,  2.],
                [-1.,  0., -2.]], dtype=float32)
         """
-        return self.run_backward(x, grad_output, out, self.number("scale", scale), input_grad)
+        return run_backward(self, x, grad_output, out, self.number("scale", scale), input_grad)
 
     def backward_params(self, x, grad_output, scale=1.0):
         """grad_weight += scale · grad_outputᵀ x and grad_bias += scale · Σ grad_output (Torch7: accGradParameters;
@@ -775,50 +760,7 @@ cdef class Layer(Model):
         >>> layer.grad_bias
         array([ 11., -11.], dtype=float32)
         """
-        self.run_backward(x, grad_output, None, self.number("scale", scale), False)
-
-    cdef inline bint can_accumulate(self, Pass* p, x, grad_output, gx, bint input_grad) noexcept:
-        """Whether a kernel can add to the gradients, which must be there, from x and grad_output as they are."""
-        return (load_int(&self.has_gradients) and self.can_read_both(p, x, grad_output)
-                and self.can_write_grad_input(p, gx, x, input_grad) and self.apart_from_gradients(p.result)
-                and self.apart_from_gradients(p.x) and self.apart_from_gradients(p.grad_output))
-
-    cdef inline run_backward(self, x, grad_output, out, double scale, bint input_grad):
-        cdef Pass p
-        cdef Work work
-        cdef object gx = out
-        cdef Kernels* table = kernels_of(self.is_double)
-        if input_grad and out is None and self.can_read(x, self.in_features):
-            gx = self.empty(<cnp.ndarray> x, self.in_features)
-        if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
-            x, grad_output = self.taken("x", x), self.taken("grad_output", grad_output)
-            self.taken_out(out)
-            self.check_both(x, grad_output, out, input_grad)
-            self.ensure_gradients()
-            x, grad_output = self.plain_apart(x), self.plain_apart(grad_output)
-            gx = self.empty(<cnp.ndarray> x, self.in_features) if input_grad else None
-            if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
-                raise self.changed()
-        self.check_writable(self.grad_W, self.grad_b)
-        if table == NULL:
-            x, grad_output = x.reshape(p.rows, self.in_features), grad_output.reshape(p.rows, self.out_features)
-            if input_grad:
-                kernels.grad_input(grad_output, self.W.view(), gx.reshape(p.rows, self.in_features))
-            kernels.grad_weight(x, grad_output, scale, self.grad_W.view())
-            if self.b is not None:
-                kernels.grad_bias(grad_output, scale, self.grad_b.view())
-        elif p.rows:
-            begin(&work, self.size(p.rows), 0)
-            if input_grad:
-                table.grad_input(p.grad_output.begin, self.w_span.begin, p.result.begin,
-                                 p.rows, self.in_features, self.out_features, work.threads, work.scratch)
-            table.grad_weight(p.x.begin, p.grad_output.begin, scale, self.grad_w_span.begin,
-                              p.rows, self.in_features, self.out_features, work.threads, work.scratch)
-            if self.b_span.begin != NULL:
-                table.grad_bias(p.grad_output.begin, scale, self.grad_b_span.begin,
-                                p.rows, self.out_features)
-            end(&work)
-        return delivered(gx, out)
+        run_backward(self, x, grad_output, None, self.number("scale", scale), False)
 
     def backward_input(self, grad_output, out=None):
         """grad_input = grad_output W (Torch7: updateGradInput; BLAS: gemm, gemv transposed).
@@ -898,11 +840,6 @@ cdef class Layer(Model):
             end(&work)
         return delivered(gx, out)
 
-    cdef inline bint can_update(self, Pass* p, x, grad_output, gx, bint input_grad) noexcept:
-        """Whether a kernel can change the parameters from x and grad_output as they are."""
-        return (self.can_read_both(p, x, grad_output) and self.can_write_grad_input(p, gx, x, input_grad)
-                and self.apart_from_parameters(p.x) and self.apart_from_parameters(p.grad_output))
-
     # ---- the parameters
 
     def step(self, lr):
@@ -948,6 +885,73 @@ cdef class Layer(Model):
         if self.grad_b_span.begin != NULL:
             memset(self.grad_b_span.begin, 0, self.grad_b_span.end - self.grad_b_span.begin)
         end(&work)
+
+
+# ---- the ways of a call
+
+cdef run_forward(Layer self, x, out):
+    cdef Pass p
+    cdef Work work
+    cdef object y = out
+    cdef Kernels* table = kernels_of(self.is_double)
+    if out is None and self.can_read(x, self.in_features):
+        y = self.empty(<cnp.ndarray> x, self.out_features)
+    if not self.can_map(&p, &p.x, x, self.in_features, y, self.out_features):
+        x = self.taken("x", x)
+        self.taken_out(out)
+        self.check_rows("x", x, self.in_features)
+        self.check_out(out, x, self.out_features)
+        x = self.plain(x)
+        y = self.empty(<cnp.ndarray> x, self.out_features)
+        if not self.can_map(&p, &p.x, x, self.in_features, y, self.out_features):
+            raise self.changed()
+    if table == NULL:
+        kernels.forward(x.reshape(p.rows, self.in_features), self.W.view(), view_of(self.b),
+                        y.reshape(p.rows, self.out_features))
+    elif p.rows:
+        begin(&work, self.size(p.rows), 0)
+        table.forward(p.x.begin, self.w_span.begin, self.b_span.begin, p.result.begin,
+                      p.rows, self.in_features, self.out_features, work.threads, work.scratch)
+        end(&work)
+    return delivered(y, out)
+
+
+cdef inline run_backward(Layer self, x, grad_output, out, double scale, bint input_grad):
+    cdef Pass p
+    cdef Work work
+    cdef object gx = out
+    cdef Kernels* table = kernels_of(self.is_double)
+    if input_grad and out is None and self.can_read(x, self.in_features):
+        gx = self.empty(<cnp.ndarray> x, self.in_features)
+    if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
+        x, grad_output = self.taken("x", x), self.taken("grad_output", grad_output)
+        self.taken_out(out)
+        self.check_both(x, grad_output, out, input_grad)
+        self.ensure_gradients()
+        x, grad_output = self.plain_apart(x), self.plain_apart(grad_output)
+        gx = self.empty(<cnp.ndarray> x, self.in_features) if input_grad else None
+        if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
+            raise self.changed()
+    self.check_writable(self.grad_W, self.grad_b)
+    if table == NULL:
+        x, grad_output = x.reshape(p.rows, self.in_features), grad_output.reshape(p.rows, self.out_features)
+        if input_grad:
+            kernels.grad_input(grad_output, self.W.view(), gx.reshape(p.rows, self.in_features))
+        kernels.grad_weight(x, grad_output, scale, self.grad_W.view())
+        if self.b is not None:
+            kernels.grad_bias(grad_output, scale, self.grad_b.view())
+    elif p.rows:
+        begin(&work, self.size(p.rows), 0)
+        if input_grad:
+            table.grad_input(p.grad_output.begin, self.w_span.begin, p.result.begin,
+                             p.rows, self.in_features, self.out_features, work.threads, work.scratch)
+        table.grad_weight(p.x.begin, p.grad_output.begin, scale, self.grad_w_span.begin,
+                          p.rows, self.in_features, self.out_features, work.threads, work.scratch)
+        if self.b_span.begin != NULL:
+            table.grad_bias(p.grad_output.begin, scale, self.grad_b_span.begin,
+                            p.rows, self.out_features)
+        end(&work)
+    return delivered(gx, out)
 
 
 cdef inline delivered(result, out):

@@ -3,6 +3,8 @@
 # sizes that a memoryview has, and scratch: `threads` times SCRATCH_BYTES that nobody else uses meanwhile, from a cache line
 # on.
 
+from libc.stdint cimport int64_t
+
 cdef enum:
     SCRATCH_BYTES = 1 << 20
 
@@ -44,6 +46,11 @@ ctypedef void (*activate_kernel)(int kind, const void* x, void* out, Py_ssize_t 
 # Of output and before, what that kind does not use may be NULL.
 ctypedef void (*derivative_kernel)(int kind, const void* grad_output, const void* output, const void* before, void* out,
                                    Py_ssize_t rows, Py_ssize_t columns, int threads) noexcept nogil
+# They return the sum of the losses of the rows. out may be output, scores or target.
+ctypedef double (*number_loss)(const void* output, const void* target, double scale, void* out, Py_ssize_t rows,
+                               Py_ssize_t columns) noexcept nogil
+ctypedef double (*label_loss)(const void* scores, const int64_t* labels, double scale, void* out, Py_ssize_t rows,
+                              Py_ssize_t columns) noexcept nogil
 # buffer may be NULL.
 ctypedef void (*sgd_kernel)(const void* gradient, double lr, double momentum, bint nesterov, double weight_decay,
                             void* parameter, void* buffer, Py_ssize_t size, int threads) noexcept nogil
@@ -56,6 +63,10 @@ ctypedef void (*scale_kernel)(double factor, void* array, Py_ssize_t size) noexc
 cdef struct Elementwise:
     activate_kernel activate
     derivative_kernel derivative
+    number_loss squared_error
+    number_loss huber
+    label_loss hinge
+    label_loss log_loss
     sgd_kernel sgd
     adam_kernel adam
     squares_kernel squares

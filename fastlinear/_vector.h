@@ -1,13 +1,19 @@
-/* The vectors that the tiles are written in: one width and fourteen small functions for each instruction set.
+/* The vectors that the kernels are written in: one width and some small functions for each instruction set.
 
    vec_f32, vec_f64      VECTOR_BYTES of float or double
    zero(), splat(s)      every lane 0, every lane s
    load(p), store(p, v)  a whole vector at any address
    load_first(p, n)      lanes 0..n-1 from p[0..n-1], the others 0; touches no other element (0 <= n <= lanes)
    store_first(p, v, n)  the other direction; writes no other element
-   add(a, b), mul(a, b)  a + b, a * b
-   div(a, b), sqrt(a)    a / b, the square root, correctly rounded
+   add, sub, mul, div    a + b, a - b, a * b, a / b
    fma(a, b, c)          a * b + c, rounded once where the instruction set can (HAS_FMA), else twice
+   max(a, b), min(a, b)  a > b ? a : b, a < b ? a : b, so b where one is NaN, or both are 0
+   sqrt(a)               rounded to the nearest
+   select_less(a, b, x, y)   a < b ? x : y
+   neg(a), magnitude(a)  -a, |a|
+   signed_as(a, s)       |a| with the sign of s
+   add_exponent(a, t)    a times 2^n, where n is the integer in the low bits of t (t = n + 1.5 * 2^23, or 2^52), and both
+                         a and the result are normal numbers
    fold(a, b, w)         one step of a sum over lanes, see below
    swap(v, w)            runs of w lanes change places in pairs: lane j is that of j ^ w
    pieces(rows)          16 bytes from each of the addresses rows[0], rows[16/size], rows[2 * 16/size], ...
@@ -20,6 +26,7 @@
 #ifndef FASTLINEAR_VECTOR_H
 #define FASTLINEAR_VECTOR_H
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -52,7 +59,6 @@
 
 #if defined(GNU_VECTORS) && defined(FASTLINEAR_WIDE) /* AVX-512's shapes on AVX2, to test them anywhere */
 
-#include <immintrin.h>
 #define VECTOR_BYTES 64
 #define VECTOR_REGISTERS 32
 #define HAS_FMA 1
@@ -66,14 +72,6 @@ INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) {
     for (int j = 0; j < 8; j++) c[j] = __builtin_fma(a[j], b[j], c[j]);
     return c;
 }
-INLINE vec_f32 sqrt_f32(vec_f32 a) {
-    for (int j = 0; j < 16; j++) a[j] = _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(a[j])));
-    return a;
-}
-INLINE vec_f64 sqrt_f64(vec_f64 a) {
-    for (int j = 0; j < 8; j++) a[j] = _mm_cvtsd_f64(_mm_sqrt_sd(_mm_setzero_pd(), _mm_set_sd(a[j])));
-    return a;
-}
 
 #elif defined(GNU_VECTORS) && defined(__AVX512F__)
 
@@ -85,11 +83,21 @@ typedef __m512 vec_f32;
 typedef __m512d vec_f64;
 INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return _mm512_fmadd_pd(a, b, c); }
-INLINE vec_f32 sqrt_f32(vec_f32 a) { return _mm512_sqrt_ps(a); }
-INLINE vec_f64 sqrt_f64(vec_f64 a) { return _mm512_sqrt_pd(a); }
 #define FIRST(n) ((1u << (n)) - 1)
 INLINE vec_f32 load_first_f32(const float *p, int n) { return _mm512_maskz_loadu_ps((__mmask16)FIRST(n), p); }
 INLINE vec_f64 load_first_f64(const double *p, int n) { return _mm512_maskz_loadu_pd((__mmask8)FIRST(n), p); }
+INLINE vec_f32 max_f32(vec_f32 a, vec_f32 b) { return _mm512_max_ps(a, b); }
+INLINE vec_f64 max_f64(vec_f64 a, vec_f64 b) { return _mm512_max_pd(a, b); }
+INLINE vec_f32 min_f32(vec_f32 a, vec_f32 b) { return _mm512_min_ps(a, b); }
+INLINE vec_f64 min_f64(vec_f64 a, vec_f64 b) { return _mm512_min_pd(a, b); }
+INLINE vec_f32 sqrt_f32(vec_f32 a) { return _mm512_sqrt_ps(a); }
+INLINE vec_f64 sqrt_f64(vec_f64 a) { return _mm512_sqrt_pd(a); }
+INLINE vec_f32 select_less_f32(vec_f32 a, vec_f32 b, vec_f32 x, vec_f32 y) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
+INLINE vec_f64 select_less_f64(vec_f64 a, vec_f64 b, vec_f64 x, vec_f64 y) {
+    return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_LT_OQ), y, x);
+}
 INLINE void store_first_f32(float *p, vec_f32 v, int n) { _mm512_mask_storeu_ps(p, (__mmask16)FIRST(n), v); }
 INLINE void store_first_f64(double *p, vec_f64 v, int n) { _mm512_mask_storeu_pd(p, (__mmask8)FIRST(n), v); }
 
@@ -103,8 +111,18 @@ typedef __m256 vec_f32;
 typedef __m256d vec_f64;
 INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return _mm256_fmadd_pd(a, b, c); }
+INLINE vec_f32 max_f32(vec_f32 a, vec_f32 b) { return _mm256_max_ps(a, b); }
+INLINE vec_f64 max_f64(vec_f64 a, vec_f64 b) { return _mm256_max_pd(a, b); }
+INLINE vec_f32 min_f32(vec_f32 a, vec_f32 b) { return _mm256_min_ps(a, b); }
+INLINE vec_f64 min_f64(vec_f64 a, vec_f64 b) { return _mm256_min_pd(a, b); }
 INLINE vec_f32 sqrt_f32(vec_f32 a) { return _mm256_sqrt_ps(a); }
 INLINE vec_f64 sqrt_f64(vec_f64 a) { return _mm256_sqrt_pd(a); }
+INLINE vec_f32 select_less_f32(vec_f32 a, vec_f32 b, vec_f32 x, vec_f32 y) {
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+INLINE vec_f64 select_less_f64(vec_f64 a, vec_f64 b, vec_f64 x, vec_f64 y) {
+    return _mm256_blendv_pd(y, x, _mm256_cmp_pd(a, b, _CMP_LT_OQ));
+}
 /* n elements of all ones, then zeros: a window on eight and eight. */
 static const int32_t FIRST_MASK[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
 #define FIRST(n) _mm256_loadu_si256((const __m256i *)(FIRST_MASK + 8 - (n)))
@@ -153,30 +171,10 @@ INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return vfmaq_f32(c, a,
 INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return vfmaq_f64(c, a, b); }
 INLINE vec_f32 sqrt_f32(vec_f32 a) { return vsqrtq_f32(a); }
 INLINE vec_f64 sqrt_f64(vec_f64 a) { return vsqrtq_f64(a); }
+#define HAS_SQRT
 #else
 #define VECTOR_REGISTERS 16
 #define HAS_FMA 0
-#if defined(GNU_VECTORS) && defined(__SSE2__)
-#include <emmintrin.h>
-INLINE vec_f32 sqrt_f32(vec_f32 a) { return _mm_sqrt_ps(a); }
-INLINE vec_f64 sqrt_f64(vec_f64 a) { return _mm_sqrt_pd(a); }
-#else
-#include <math.h>
-INLINE vec_f32 sqrt_f32(vec_f32 a) {
-    float lane[4];
-    memcpy(lane, &a, sizeof a);
-    for (int j = 0; j < 4; j++) lane[j] = sqrtf(lane[j]);
-    memcpy(&a, lane, sizeof a);
-    return a;
-}
-INLINE vec_f64 sqrt_f64(vec_f64 a) {
-    double lane[2];
-    memcpy(lane, &a, sizeof a);
-    for (int j = 0; j < 2; j++) lane[j] = sqrt(lane[j]);
-    memcpy(&a, lane, sizeof a);
-    return a;
-}
-#endif
 #endif
 
 #endif
@@ -202,6 +200,11 @@ PARTIAL(double, f64)
 #endif
 
 /* ---- the rest, the same for all: once on vectors, once on arrays ---- */
+
+/* The integers of a lane's size, unsigned because they may overflow, and the bits of its fraction. */
+typedef uint32_t int_of_f32;
+typedef uint64_t int_of_f64;
+enum { FRACTION_f32 = 23, FRACTION_f64 = 52 };
 
 /* fold(a, b, w) is one step of a sum over lanes. It sees a and b as runs of 2w lanes, adds the upper half of each
    run to its lower half, and returns a's runs of w lanes before b's. Folding with w = lanes/2, ..., 2, 1 thus sums
@@ -270,8 +273,21 @@ PARTIAL(double, f64)
     INLINE vec_##suffix load_##suffix(const real *p) { return *(const unaligned_##suffix *)p; } \
     INLINE void store_##suffix(real *p, vec_##suffix v) { *(unaligned_##suffix *)p = v; } \
     INLINE vec_##suffix add_##suffix(vec_##suffix a, vec_##suffix b) { return a + b; } \
+    INLINE vec_##suffix sub_##suffix(vec_##suffix a, vec_##suffix b) { return a - b; } \
     INLINE vec_##suffix mul_##suffix(vec_##suffix a, vec_##suffix b) { return a * b; } \
     INLINE vec_##suffix div_##suffix(vec_##suffix a, vec_##suffix b) { return a / b; } \
+    INLINE vec_##suffix neg_##suffix(vec_##suffix a) { return -a; } \
+    typedef int_of_##suffix bits_##suffix __attribute__((vector_size(VECTOR_BYTES))); \
+    INLINE vec_##suffix magnitude_##suffix(vec_##suffix a) { \
+        return (vec_##suffix)((bits_##suffix)a & ~(bits_##suffix)splat_##suffix((real)-0.0)); \
+    } \
+    INLINE vec_##suffix signed_as_##suffix(vec_##suffix a, vec_##suffix s) { \
+        const bits_##suffix sign = (bits_##suffix)splat_##suffix((real)-0.0); \
+        return (vec_##suffix)((~sign & (bits_##suffix)a) | (sign & (bits_##suffix)s)); \
+    } \
+    INLINE vec_##suffix add_exponent_##suffix(vec_##suffix a, vec_##suffix t) { \
+        return (vec_##suffix)((bits_##suffix)a + ((bits_##suffix)t << FRACTION_##suffix)); \
+    } \
     INLINE vec_##suffix fold_##suffix(vec_##suffix a, vec_##suffix b, int w) { \
         switch (w) { FOLD_##suffix } \
         return a; \
@@ -302,8 +318,33 @@ INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return a * b + c; }
     INLINE vec_##suffix load_##suffix(const real *p) { EACH_LANE(suffix, p[j]) } \
     INLINE void store_##suffix(real *p, vec_##suffix v) { memcpy(p, v.lane, sizeof v); } \
     INLINE vec_##suffix add_##suffix(vec_##suffix a, vec_##suffix b) { EACH_LANE(suffix, a.lane[j] + b.lane[j]) } \
+    INLINE vec_##suffix sub_##suffix(vec_##suffix a, vec_##suffix b) { EACH_LANE(suffix, a.lane[j] - b.lane[j]) } \
     INLINE vec_##suffix mul_##suffix(vec_##suffix a, vec_##suffix b) { EACH_LANE(suffix, a.lane[j] * b.lane[j]) } \
     INLINE vec_##suffix div_##suffix(vec_##suffix a, vec_##suffix b) { EACH_LANE(suffix, a.lane[j] / b.lane[j]) } \
+    INLINE vec_##suffix neg_##suffix(vec_##suffix a) { EACH_LANE(suffix, -a.lane[j]) } \
+    INLINE vec_##suffix select_less_##suffix(vec_##suffix a, vec_##suffix b, vec_##suffix x, vec_##suffix y) { \
+        EACH_LANE(suffix, a.lane[j] < b.lane[j] ? x.lane[j] : y.lane[j]) \
+    } \
+    INLINE int_of_##suffix bits_of_##suffix(real a) { \
+        int_of_##suffix bits; \
+        memcpy(&bits, &a, sizeof a); \
+        return bits; \
+    } \
+    INLINE real from_bits_##suffix(int_of_##suffix bits) { \
+        real a; \
+        memcpy(&a, &bits, sizeof a); \
+        return a; \
+    } \
+    INLINE vec_##suffix magnitude_##suffix(vec_##suffix a) { \
+        EACH_LANE(suffix, from_bits_##suffix(bits_of_##suffix(a.lane[j]) & ~bits_of_##suffix((real)-0.0))) \
+    } \
+    INLINE vec_##suffix signed_as_##suffix(vec_##suffix a, vec_##suffix s) { \
+        const int_of_##suffix sign = bits_of_##suffix((real)-0.0); \
+        EACH_LANE(suffix, from_bits_##suffix((~sign & bits_of_##suffix(a.lane[j])) | (sign & bits_of_##suffix(s.lane[j])))) \
+    } \
+    INLINE vec_##suffix add_exponent_##suffix(vec_##suffix a, vec_##suffix t) { \
+        EACH_LANE(suffix, from_bits_##suffix(bits_of_##suffix(a.lane[j]) + (bits_of_##suffix(t.lane[j]) << FRACTION_##suffix))) \
+    } \
     INLINE vec_##suffix fma_##suffix(vec_##suffix a, vec_##suffix b, vec_##suffix c) { \
         EACH_LANE(suffix, a.lane[j] * b.lane[j] + c.lane[j]) \
     } \
@@ -326,5 +367,35 @@ INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return a * b + c; }
 
 COMMON(float, f32)
 COMMON(double, f64)
+
+/* Where there is nothing better. */
+#if defined(GNU_VECTORS) && (defined(FASTLINEAR_WIDE) || VECTOR_BYTES == 16)
+#define SELECT(suffix) \
+    INLINE vec_##suffix select_less_##suffix(vec_##suffix a, vec_##suffix b, vec_##suffix x, vec_##suffix y) { \
+        const bits_##suffix less = (bits_##suffix)(a < b); \
+        return (vec_##suffix)((less & (bits_##suffix)x) | (~less & (bits_##suffix)y)); \
+    }
+SELECT(f32)
+SELECT(f64)
+#endif
+#if defined(FASTLINEAR_WIDE) || VECTOR_BYTES == 16
+#define LIMITS(real, suffix) \
+    INLINE vec_##suffix max_##suffix(vec_##suffix a, vec_##suffix b) { return select_less_##suffix(b, a, a, b); } \
+    INLINE vec_##suffix min_##suffix(vec_##suffix a, vec_##suffix b) { return select_less_##suffix(a, b, a, b); }
+LIMITS(float, f32)
+LIMITS(double, f64)
+#ifndef HAS_SQRT
+#define ROOTS(real, suffix, root) \
+    INLINE vec_##suffix sqrt_##suffix(vec_##suffix a) { \
+        real lane[VECTOR_BYTES / sizeof(real)]; \
+        memcpy(lane, &a, sizeof a); \
+        for (int j = 0; j < (int)(VECTOR_BYTES / sizeof(real)); j++) lane[j] = root(lane[j]); \
+        memcpy(&a, lane, sizeof a); \
+        return a; \
+    }
+ROOTS(float, f32, sqrtf)
+ROOTS(double, f64, sqrt)
+#endif
+#endif
 
 #endif

@@ -1,16 +1,21 @@
-"""Holding a layer against the NumPy reference."""
+"""Holding a layer or a net against the NumPy reference."""
 
 from __future__ import annotations
 
 import copy
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastlinear import reference
+import fastlinear
+from fastlinear import _dispatch, reference
 from fastlinear.linear import Linear
+from fastlinear.sequential import Sequential
 
 if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
+    from types import ModuleType
+
     from numpy.typing import ArrayLike, NDArray
 
     Array = NDArray[Any]
@@ -21,8 +26,8 @@ LIMIT = 4.0
 """The most that |got - exact| may be, in units of eps · Σ|a||b|, for each element of each output."""
 
 
-def verify(layer: Linear, x: ArrayLike, grad_output: ArrayLike) -> dict[str, float]:
-    """Run the layer and the NumPy reference on the same input and return the error of each output.
+def verify(model: Linear | Sequential, x: ArrayLike, grad_output: ArrayLike) -> dict[str, float]:
+    """Run the layer, or the net, and the NumPy reference on the same input and return the error of each output.
 
     x: (..., in_features), grad_output: (..., out_features), with the same leading axes. The reference runs in a wider
     dtype. The errors are ``max |got - exact| / (eps · Σ|a||b|)``, where the sum is over the products that make up an
@@ -40,10 +45,25 @@ def verify(layer: Linear, x: ArrayLike, grad_output: ArrayLike) -> dict[str, flo
     >>> max(errors.values()) < 4
     True
 
-    Raises ArithmeticError if one is over 4, and what a call raises for arguments of the wrong shape or dtype. The
+    Each part of a net is verified on what the other parts give it, under these names and its place. The unit for an
+    activation is ``eps · |exact|``; for softmax's gradient, all terms of its sum count. Then the net as a whole must
+    give, to the bit, what its parts give one after another.
+
+    >>> errors = fastlinear.verify(Sequential(layer, "tanh"), x, grad_output)
+    >>> [name for name in errors if name.startswith("1.")]
+    ['1.output', '1.grad_input']
+
+    Raises ArithmeticError if an error is over 4, and what a call raises for arguments of the wrong shape or dtype. The
     bound holds for sums whose terms have mixed signs; one-signed sums over many thousand terms may exceed it, with
     any library.
     """
+    errors = _errors_of_net(model, x, grad_output) if isinstance(model, Sequential) else _errors(model, x, grad_output)
+    if bad := {name: error for name, error in errors.items() if not error <= LIMIT}:
+        raise ArithmeticError(f"{model!r}: error over {LIMIT} eps · Σ|a||b| in {bad}")
+    return errors
+
+
+def _errors(layer: Linear, x: ArrayLike, grad_output: ArrayLike) -> dict[str, float]:
     trial = copy.deepcopy(layer)
     trial.zero_grad()
     lr = 0.5
@@ -66,10 +86,80 @@ def verify(layer: Linear, x: ArrayLike, grad_output: ArrayLike) -> dict[str, flo
     errors: dict[str, float] = {}
     for name, value in got.items():
         result = name.split()[-1]
-        errors[result] = max(errors.get(result, 0.0), _error(value, exact[name], terms[name], layer))
-    if bad := {name: error for name, error in errors.items() if not error <= LIMIT}:
-        raise ArithmeticError(f"{layer!r}: error over {LIMIT} eps · Σ|a||b| in {bad}")
+        length = max(layer.in_features, layer.out_features, 1)
+        errors[result] = max(errors.get(result, 0.0), _error(value, exact[name], terms[name], length))
     return errors
+
+
+def _errors_of_net(net: Sequential, x: ArrayLike, grad_output: ArrayLike) -> dict[str, float]:
+    whole, alone = copy.deepcopy(net), copy.deepcopy(net)
+    whole.zero_grad()
+    alone.zero_grad()
+    tape = whole.record(x)
+    got = {"output": whole(x), "tape.output": tape.output, "grad_input": whole.backward(tape, grad_output)}
+
+    errors: dict[str, float] = {}
+    values = [np.ascontiguousarray(x, net.dtype)]
+    gradient = np.ascontiguousarray(grad_output, net.dtype)
+    for part in alone:
+        values.append(part.forward(values[-1]) if isinstance(part, Linear) else _activate(part, values[-1]))
+    for place, part in reversed(list(enumerate(alone))):
+        before, after = values[place : place + 2]
+        if isinstance(part, Linear):
+            found = _errors(part, before, gradient)
+            gradient = part.backward(before, gradient)
+        else:
+            after_it, gradient = gradient, _differentiate(part, gradient, after, before)
+            found = _errors_of_activation(part, before, after, after_it, gradient)
+        errors |= {f"{place}.{name}": error for name, error in found.items()}
+
+    expected = {"output": values[-1], "tape.output": values[-1], "grad_input": gradient}
+    for results, layers in ((got, whole.layers), (expected, alone.layers)):
+        for place, layer in enumerate(layers):
+            results |= _copies(**{f"grad_weight {place}": layer.grad_weight, f"grad_bias {place}": layer.grad_bias})
+    differing = [name for name, array in got.items() if array.tobytes() != expected[name].tobytes()]
+    if differing and fastlinear.isa != _dispatch.REFERENCE:  # whose sums are in the order of NumPy's BLAS
+        raise ArithmeticError(f"{net!r}: {', '.join(differing)} differ from what its parts compute one after another")
+    return errors
+
+
+def _activate(name: str, x: Array) -> Array:
+    out = np.empty_like(x)
+    _elementwise().activate(reference.ACTIVATIONS.index(name), _rows(x), _rows(out))
+    return out
+
+
+def _differentiate(name: str, grad_output: Array, output: Array, before: Array) -> Array:
+    out = np.empty_like(grad_output)
+    arrays = map(_rows, (grad_output, output, before, out))
+    _elementwise().derivative(reference.ACTIVATIONS.index(name), *arrays)
+    return out
+
+
+def _errors_of_activation(
+    name: str, before: Array, after: Array, grad_output: Array, grad_input: Array
+) -> dict[str, float]:
+    """Of the output, and of the gradient as a function of the output that is there."""
+    kind = reference.ACTIVATIONS.index(name)
+    wide = np.longdouble if before.dtype == np.float64 else np.float64
+    x, y, g = (_rows(array.astype(wide)) for array in (before, after, grad_output))
+    output, gradient, terms = np.empty_like(y), np.empty_like(g), np.empty_like(g)
+    reference.activate(kind, x, output)
+    reference.derivative(kind, g, y, x, gradient)
+    # y (g - Σ g y): with the sign turned, the terms add up instead of cancelling.
+    reference.derivative(kind, np.abs(g), -y, x, terms) if name == "softmax" else np.copyto(terms, gradient)
+    return {
+        "output": _error(_rows(after), output, np.abs(output), 1),
+        "grad_input": _error(_rows(grad_input), gradient, np.abs(terms), 1),
+    }
+
+
+def _elementwise() -> ModuleType:
+    return _dispatch.load(fastlinear.isa, "_elementwise")
+
+
+def _rows(array: Array) -> Array:
+    return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
 
 
 def _run_reference(lr: float, *arguments: Any) -> dict[str, Any]:
@@ -108,15 +198,15 @@ def _copies(**arrays: Array | None) -> dict[str, Array]:
     return {name: array.copy() for name, array in arrays.items() if array is not None}
 
 
-def _error(got: Array, exact: Array, terms: Array, layer: Linear) -> float:
+def _error(got: Array, exact: Array, terms: Array, length: int) -> float:
     """max |got - exact| / (eps · terms); where exact is not finite or a sum is of nothing, got must be the same."""
     if not got.size:
         return 0.0
-    limits = np.finfo(layer.dtype)
-    exact_here = exact.astype(layer.dtype)
+    limits = np.finfo(got.dtype)
     with np.errstate(all="ignore"):
+        exact_here = exact.astype(got.dtype)
         # The second term is for products below the smallest normal number, whose rounding is absolute.
-        unit = limits.eps * terms + max(layer.in_features, layer.out_features, 1) * limits.smallest_subnormal
+        unit = limits.eps * terms + length * limits.smallest_subnormal
         error = np.abs(got.astype(exact.dtype) - exact) / unit
     same = (got == exact_here) | (np.isnan(got) & np.isnan(exact_here))
     return float(np.max(np.where(same, 0.0, np.where(np.isnan(error), np.inf, error))))

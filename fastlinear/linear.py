@@ -47,7 +47,39 @@ def _size(name: str, value: Any) -> int:
     return size
 
 
-class Linear(Layer):
+class Arguments:
+    """What a compiled Model calls for arguments that are not plain ndarrays and floats."""
+
+    __slots__ = ()
+
+    _name: str
+    dtype: np.dtype[Any]
+
+    def _as_array(self, name: str, value: Any) -> Array:
+        """value as an ndarray. Python's own numbers have no dtype, and so get the model's."""
+        name = f"{self._name}: {name}"
+        array = np.asarray(_array(name, value))
+        if isinstance(value, (list, tuple, int, float)) and array.dtype.kind in "biuf":
+            array = _rounded(name, array, self.dtype)
+        return array
+
+    def _check_mask(self, name: str, value: Any) -> None:
+        _check_mask(f"{self._name}: {name}", value)
+
+    def _number(self, name: str, value: Any) -> float:
+        """value as a float, for which it is asked once. NumPy would only warn when it drops an imaginary part."""
+        if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind == "c":
+            raise TypeError(f"{self._name}: {name} must be a real number, got {type(value).__name__}")
+        self._check_mask(name, value)
+        try:
+            return float(operator.index(value) if isinstance(value, int) else value.__float__())
+        except (TypeError, AttributeError):
+            raise TypeError(f"{self._name}: {name} must be a real number, got {type(value).__name__}") from None
+        except OverflowError:
+            raise ValueError(f"{self._name}: {name} must fit {self.dtype}, got an integer beyond it") from None
+
+
+class Linear(Arguments, Layer):
     """A fully-connected layer, y = x Wᵀ + b, with its gradients.
 
     Torch7's and PyTorch's ``nn.Linear`` on a CPU, on plain ndarrays and without autograd. ``forward`` and each
@@ -237,16 +269,22 @@ class Linear(Layer):
         _files.save(self.state_dict(), path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(cls, path: str | os.PathLike[str], prefix: str = "") -> Self:
         """A layer with the parameters of a file of .npz or .safetensors: ``weight`` and, unless it has none, ``bias``.
+
+        With a prefix, ``"0."`` for example, it is one layer of a larger file: ``0.weight`` and, if it is there,
+        ``0.bias``; what else the file has is not read.
 
         The layer has their dtype, float32 or float64. Nothing in a file is ever run. A damaged file, one with other
         names, shapes or dtypes, and what is no regular file, is a ValueError or TypeError that says what is wrong.
         """
+        if not isinstance(prefix, str):
+            raise TypeError(f"{cls.__name__}.load: prefix must be a str, got {type(prefix).__name__}")
         path = os.fspath(path)
-        state = _files.load(path, ["weight"], ["bias"])
+        weight, bias = f"{prefix}weight", f"{prefix}bias"
+        state = _files.load(path, [weight], [bias], others=bool(prefix))
         with _files.naming(path):
-            return cls.from_weights(state["weight"], state.get("bias"))
+            return cls.from_weights(state[weight], state.get(bias))
 
     def astype(self, dtype: DTypeLike) -> Self:
         """A copy of the layer in another dtype, float32 or float64, gradients included.
@@ -289,34 +327,9 @@ class Linear(Layer):
                 setattr(self, name, value)
         self._bind(*arrays)
 
-    # ---- arguments that are not plain ndarrays and floats
-
-    def _as_array(self, name: str, value: Any) -> Array:
-        """value as an ndarray. Python's own numbers have no dtype, and so get the layer's."""
-        name = f"{self._name}: {name}"
-        array = np.asarray(_array(name, value))
-        if isinstance(value, (list, tuple, int, float)) and array.dtype.kind in "biuf":
-            array = _rounded(name, array, self.dtype)
-        return array
-
-    def _check_mask(self, name: str, value: Any) -> None:
-        _check_mask(f"{self._name}: {name}", value)
-
     def _check_frozen(self, name: str, memory: Array | None) -> None:
         if memory is not None and not memory.flags.writeable:
             raise ValueError(f"{self._name}: {name} was made read-only (flags.writeable = False), so it cannot change")
-
-    def _number(self, name: str, value: Any) -> float:
-        """value as a float, for which it is asked once. NumPy would only warn when it drops an imaginary part."""
-        if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind == "c":
-            raise TypeError(f"{self._name}: {name} must be a real number, got {type(value).__name__}")
-        self._check_mask(name, value)
-        try:
-            return float(operator.index(value) if isinstance(value, int) else value.__float__())
-        except (TypeError, AttributeError):
-            raise TypeError(f"{self._name}: {name} must be a real number, got {type(value).__name__}") from None
-        except OverflowError:
-            raise ValueError(f"{self._name}: {name} must fit {self.dtype}, got an integer beyond it") from None
 
 
 def _check_mask(name: str, value: Any) -> None:

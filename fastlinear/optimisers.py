@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copyreg
 import math
-import operator
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,6 +28,8 @@ if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
     Settings = dict[str, Any]
 
 __all__ = ["SGD", "Adam", "AdamW", "clip_grad_norm"]
+
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 _FREE = ("params", "foreach", "capturable", "differentiable", "fused", "initial_lr", "param_names")
 """What PyTorch has in a parameter group beside settings that change the results."""
@@ -51,8 +52,7 @@ class _PyTorchForm(Optimiser):
         @property
         def _settings(self) -> Settings: ...
 
-    @classmethod
-    def _checked(cls, settings: Settings) -> Settings:
+    def _checked(self, settings: Settings) -> Settings:
         raise NotImplementedError
 
     def _set(self, settings: Settings) -> None:
@@ -72,7 +72,11 @@ class _PyTorchForm(Optimiser):
         return number
 
     def _number(self, name: str, value: Any) -> float:
-        return self._not_negative(name, value)
+        """A learning rate."""
+        number = self._not_negative(name, value)
+        if number > _LARGEST_FLOAT32 and any(dtype == np.float32 for _, dtype in self._shapes()):
+            raise ValueError(f"{self._named(name)} must fit float32, got {value!r}")
+        return number
 
     # ---- states
 
@@ -88,10 +92,10 @@ class _PyTorchForm(Optimiser):
         torch = sys.modules.get("torch")
         convert: Callable[[Array], Any] = getattr(torch, "from_numpy", np.asarray)
         state: dict[int, dict[str, Any]] = {}
-        buffers = self._buffers()
-        if self.steps and self._keeps_state():
+        steps, buffers = self.steps, self._buffers()
+        if steps and self._keeps_state():
             for k, arrays in enumerate(buffers):
-                state[k] = {"step": float(self.steps)} if self._STEP else {}
+                state[k] = {"step": float(steps)} if self._STEP else {}
                 state[k] |= {name: convert(a.copy()) for name, a in zip(self._BUFFERS, arrays, strict=True)}
         return {"state": state, "param_groups": [{**group, "params": list(range(len(buffers)))}]}
 
@@ -125,7 +129,11 @@ class _PyTorchForm(Optimiser):
             [self._buffer(kept.get(name), name, k, *shape) for name in self._BUFFERS]
             for k, (kept, shape) in enumerate(zip(states, shapes, strict=True))
         ]
-        if self._STEP and steps and (lacking := [k for k, arrays in enumerate(buffers) if any(a is None for a in arrays)]):
+        if (
+            self._STEP
+            and steps
+            and (lacking := [k for k, arrays in enumerate(buffers) if any(a is None for a in arrays)])
+        ):
             raise ValueError(f"{who}: the state of parameter {lacking[0]} must have {' and '.join(self._BUFFERS)}")
         self._load(steps, buffers)
         self._set(settings)
@@ -176,9 +184,8 @@ class _PyTorchForm(Optimiser):
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         model, settings, steps, buffers, attributes = state
         in_dict, in_slots = attributes if isinstance(attributes, tuple) else (attributes, {})
-        settings = self._checked(settings)
         self._bind(model, len(self._BUFFERS))
-        self._set(settings)
+        self._set(self._checked(settings))
         self._load(
             steps,
             [
@@ -233,10 +240,9 @@ class SGD(_PyTorchForm, SGDBase):
     def __init__(
         self, model: Model, lr: float = 1e-3, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
     ) -> None:
-        settings = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        settings = self._checked(settings)
         self._bind(model, 1)
-        self._set(settings)
+        settings = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        self._set(self._checked(settings))
 
     @property
     def _settings(self) -> Settings:
@@ -247,15 +253,15 @@ class SGD(_PyTorchForm, SGDBase):
             "weight_decay": self.weight_decay,
         }
 
-    @classmethod
-    def _checked(cls, settings: Settings) -> Settings:
-        checked = {name: cls._not_negative(name, settings[name]) for name in ("lr", "momentum", "weight_decay")}
+    def _checked(self, settings: Settings) -> Settings:
+        lr = self._number("lr", settings["lr"])
+        momentum, weight_decay = (self._not_negative(name, settings[name]) for name in ("momentum", "weight_decay"))
         nesterov = settings["nesterov"]
         if not isinstance(nesterov, (bool, np.bool_)):
-            raise TypeError(f"{cls.__name__}: nesterov must be True or False, got {nesterov!r}")
-        if nesterov and not checked["momentum"]:
-            raise ValueError(f"{cls.__name__}: nesterov needs a momentum, got 0")
-        return {**checked, "nesterov": bool(nesterov)}
+            raise TypeError(f"{self._named('nesterov')} must be True or False, got {nesterov!r}")
+        if nesterov and not momentum:
+            raise ValueError(f"{type(self).__name__}: nesterov needs a momentum, got 0")
+        return {"lr": lr, "momentum": momentum, "nesterov": bool(nesterov), "weight_decay": weight_decay}
 
     def _set(self, settings: Settings) -> None:
         self._configure(**settings)
@@ -303,9 +309,8 @@ class Adam(_PyTorchForm, AdamBase):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        settings = self._checked({"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._bind(model, 2)
-        self._set(settings)
+        self._set(self._checked({"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}))
 
     @property
     def _settings(self) -> Settings:
@@ -316,24 +321,22 @@ class Adam(_PyTorchForm, AdamBase):
             "weight_decay": self.weight_decay,
         }
 
-    @classmethod
-    def _checked(cls, settings: Settings) -> Settings:
-        checked: Settings = {name: cls._not_negative(name, settings[name]) for name in ("lr", "eps", "weight_decay")}
+    def _checked(self, settings: Settings) -> Settings:
+        lr = self._number("lr", settings["lr"])
+        eps, weight_decay = (self._not_negative(name, settings[name]) for name in ("eps", "weight_decay"))
         try:
             first, second = settings["betas"]
         except (TypeError, ValueError):
-            raise TypeError(f"{cls.__name__}: betas must be two numbers, got {settings['betas']!r}") from None
-        betas = cls._not_negative("betas[0]", first), cls._not_negative("betas[1]", second)
+            raise TypeError(f"{self._named('betas')} must be two numbers, got {settings['betas']!r}") from None
+        betas = self._not_negative("betas[0]", first), self._not_negative("betas[1]", second)
         for k, beta in enumerate(betas):
             if not beta < 1:
-                raise ValueError(f"{cls.__name__}: betas[{k}] must be below 1, got {beta}")
-        return {**checked, "betas": betas}
+                raise ValueError(f"{self._named(f'betas[{k}]')} must be below 1, got {beta}")
+        return {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
 
     def _set(self, settings: Settings) -> None:
-        beta1, beta2 = settings["betas"]
-        self._configure(
-            settings["lr"], beta1, beta2, settings["eps"], settings["weight_decay"], self._FIXED["decoupled_weight_decay"]
-        )
+        decoupled = self._FIXED["decoupled_weight_decay"]
+        self._configure(settings["lr"], *settings["betas"], settings["eps"], settings["weight_decay"], decoupled)
 
 
 class AdamW(Adam):

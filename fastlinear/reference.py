@@ -235,6 +235,7 @@ def derivative(
     if thread <= 0:
         out[...] = formula(_wide(grad_output), _wide(values))
 
+
 # ---- losses: each returns the sum of the rows' losses, and writes scale times its gradient into out
 
 
@@ -261,6 +262,15 @@ def huber(output: Array, target: Array, scale: float, out: Array) -> float:
     return float(np.sum(near * (distance - near / 2), dtype=np.result_type(out, np.float64)))
 
 
+def _check_labels(labels: Array, scores: Array) -> None:
+    _check("labels", labels, scores.shape[:1])
+    columns = scores.shape[1]
+    wrong = (labels < 0) | (labels >= (2 if columns == 1 else columns))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ValueError(f"labels has {labels[row]} at {row}, where there are {columns} columns")
+
+
 def _signs(scores: Array, labels: Array) -> Array:
     """1 where a score is that of its row's label, -1 elsewhere. One column is the score of label 1 against label 0."""
     classes = [1] if scores.shape[1] == 1 else np.arange(scores.shape[1])
@@ -271,7 +281,7 @@ def _signs(scores: Array, labels: Array) -> Array:
 def hinge(scores: Array, labels: Array, scale: float, out: Array) -> float:
     """The sum of max(0, 1 - z), z = sign score, where sign is 1 for the label's column and -1 for the others; one
     column is that of label 1. out = -scale sign where z <= 1, else 0, and may be scores."""
-    _check("labels", labels, scores.shape[:1])
+    _check_labels(labels, scores)
     _check("out", out, scores.shape)
     signs = _signs(scores, labels)
     missing = 1 - signs * scores
@@ -286,7 +296,7 @@ def hinge(scores: Array, labels: Array, scale: float, out: Array) -> float:
 def log_loss(scores: Array, labels: Array, scale: float, out: Array) -> float:
     """The sum of -log p(label) over the rows. One column is the score of label 1 against label 0, p(1) = 1 / (1 +
     exp(-score)); of several, p = softmax(scores). out = scale (p - [the label's column]), and may be scores."""
-    _check("labels", labels, scores.shape[:1])
+    _check_labels(labels, scores)
     _check("out", out, scores.shape)
     if scores.shape[1] == 1:
         signs = _signs(scores, labels)

@@ -20,6 +20,7 @@ try:
     import torch
 except ImportError as error:
     raise ImportError("fastlinear.torch needs PyTorch: pip install 'fastlinear[torch]'") from error
+from torch import nn
 from torch.nn import functional
 
 import fastlinear
@@ -342,3 +343,57 @@ def module_of(weight: Array, bias: Array | None) -> torch.nn.Linear:
     module = torch.nn.Linear(in_features, out_features, bias is not None, device="meta", dtype=state["weight"].dtype)
     module.load_state_dict(state, assign=True)
     return module
+
+
+_ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "softmax": nn.Softmax,
+}
+_CONSTANTS = {
+    nn.LeakyReLU: ("negative_slope", (0.01,)),
+    nn.ELU: ("alpha", (1.0,)),
+    nn.GELU: ("approximate", ("none",)),
+    nn.Softmax: ("dim", (-1, 1)),  # 1 is the last axis of a batch
+}
+"""What an activation must have been made with, because fastlinear's has it built in."""
+
+
+def parts_of(module: torch.nn.Module, name: str = "module") -> list[torch.nn.Linear | str]:
+    """The parts of a torch.nn.Sequential, nested ones in a row, for Sequential.from_torch."""
+    if isinstance(module, nn.Linear):
+        return [module]
+    if type(module) is nn.Sequential:
+        return [part for place, child in module.named_children() for part in parts_of(child, f"{name}[{place}]")]
+    if type(module) is nn.Identity or (type(module) is nn.Dropout and not module.training):
+        return []
+    if type(module) is nn.Dropout:
+        raise ValueError(f"from_torch: {name} is a Dropout in training mode; call eval() first, which makes it nothing")
+    for activation, kind in _ACTIVATIONS.items():
+        if type(module) is kind:
+            constant, values = _CONSTANTS.get(kind, ("", ()))
+            if constant and getattr(module, constant) not in values:
+                raise ValueError(
+                    f"from_torch: {name}, {module}, must have {constant}={values[0]!r}, as {activation} has"
+                )
+            return [activation]
+    raise ValueError(
+        f"from_torch: {name} is a {type(module).__name__}, which has no counterpart; there are Sequential, Linear, "
+        f"{', '.join(kind.__name__ for kind in _ACTIVATIONS.values())}, Identity, and Dropout in evaluation mode"
+    )
+
+
+def sequential_of(parts: list[torch.nn.Linear | str]) -> torch.nn.Sequential:
+    """The torch.nn.Sequential of these parts, for Sequential.to_torch."""
+    return nn.Sequential(*map(_module, parts))
+
+
+def _module(part: torch.nn.Linear | str) -> torch.nn.Module:
+    if not isinstance(part, str):
+        return part
+    return nn.Softmax(dim=-1) if part == "softmax" else _ACTIVATIONS[part]()
