@@ -5,9 +5,9 @@
 
 What it computes is reference.learn. There are two ways to that: rows one by one for one output, which are in _rows.h, and
 everything else, which calls the kernels that the public methods call. Arguments are taken as in _layer.pyx: first all
-that may run Python code, then all checks, then the rows. They come in blocks, between which signals are handled. What a
-block reads beside x is a copy of its own, made and checked when its turn comes, so nothing that changes meanwhile leads
-a kernel astray.
+that may run Python code, then all checks, then the rows. They come in blocks, between which signals are handled.
+Arrays may change meanwhile: kernels look at a label before they follow it, and of order a block has a copy of its own,
+which is checked when its turn comes.
 """
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
@@ -76,6 +76,11 @@ cdef inline double weight_at(const char* weights, Py_ssize_t b, bint is_double) 
 cdef inline bint has_labels(Loss loss) noexcept nogil:
     """Whether what belongs to a row is a class, and not numbers."""
     return loss == LOG_LOSS or loss == HINGE
+
+
+cdef list places_of(tuple arrays):
+    """Where arrays are. Python code, which a signal may run, can resize them."""
+    return [None if a is None else (<size_t> cnp.PyArray_DATA(a), cnp.PyArray_NBYTES(a)) for a in arrays]
 
 
 cdef struct Task:
@@ -281,6 +286,7 @@ cdef class Learner(Layer):
     cdef object many_rows(self, X, y, lr, Task* task, batch_size, l2, sample_weight, order, adaptive):
         cdef cnp.ndarray x, targets, rates, weights = None, places = None
         cdef Py_ssize_t rows, steps, outs = 1 if has_labels(task.loss) else self.out_features
+        cdef tuple arrays
         cdef bint one
         # First all that may run Python code ...
         task.batch = self.size_of("batch_size", batch_size)
@@ -293,6 +299,7 @@ cdef class Learner(Layer):
             weights = self.taken("sample_weight", sample_weight)
         if order is not None:
             places = self.integers_of("order", order)
+        arrays = x, targets, weights, places
         # ... then all checks, before anything is written.
         if not 0 <= task.l2 < INFINITY:
             raise ValueError(f"{self._name}: l2 must be finite and not negative, got {l2!r}")
@@ -324,18 +331,17 @@ cdef class Learner(Layer):
             self.ensure_gradients()
             self.check_writable(self.grad_W, self.grad_b)
         self.check_writable(self.W, self.b)
-        return self.blocks(x, targets, weights, places, rates, rows, task)
+        return self.blocks(arrays, x, targets, weights, places, rates, rows, task)
 
-    cdef object blocks(self, cnp.ndarray given, cnp.ndarray targets, cnp.ndarray weights, cnp.ndarray places,
-                       cnp.ndarray rates, Py_ssize_t rows, Task* task):
+    cdef object blocks(self, tuple arrays, cnp.ndarray given, cnp.ndarray targets, cnp.ndarray weights,
+                       cnp.ndarray places, cnp.ndarray rates, Py_ssize_t rows, Task* task):
         """Block after block of whole batches, and between them what signals there are."""
         cdef Kernels* kernels = kernels_of(self.is_double)
         cdef Elementwise* elementwise = elementwise_of(self.is_double)
         cdef Work work
         cdef Py_ssize_t outs = self.out_features, ins = self.in_features, size = self.itemsize
         cdef Py_ssize_t done = 0, n, block, batch = min(task.batch, max(rows, 1)), steps, gathered
-        cdef void* begins = cnp.PyArray_DATA(given)
-        cdef Py_ssize_t nbytes = cnp.PyArray_NBYTES(given)
+        cdef list places_then = places_of(arrays)
         cdef cnp.ndarray x = np.asarray(given)[None if cnp.PyArray_NDIM(given) == 1 else ...]     # a view of our own
         cdef cnp.ndarray here, at, y, w, lr, room
         cdef bint as_it_is = self.has_plain_rows(x)
@@ -362,14 +368,12 @@ cdef class Learner(Layer):
         try:
             while done < rows:
                 n = min(block, rows - done)
-                # All that a kernel reads is a copy that nobody else has, or x's rows.
+                # Nothing that kernels read of these leads them astray, but order, which is a copy that nobody else has.
                 at = None
                 if places is not None:
                     at = np.array(places[done:done + n], np.intp)
                     self.check_range("order", at, cnp.PyArray_DIMS(x)[0], "indices of rows")
                 y = self.part(targets, done, n, at, np.int64 if has_labels(task.loss) else self.dtype)
-                if has_labels(task.loss):
-                    self.check_range("y", y, max(outs, 2), "labels")
                 w = None if weights is None else self.part(weights, done, n, at, self.dtype)
                 steps = done // batch
                 lr = rates if cnp.PyArray_NDIM(rates) == 0 else rates[steps:steps + (n + batch - 1) // batch]
@@ -378,8 +382,8 @@ cdef class Learner(Layer):
                     here, at = self.plain(x[done:done + n] if at is None else x.take(at, axis=0)), None
                 elif at is None:
                     here = x[done:done + n]
-                if cnp.PyArray_DATA(given) != begins or cnp.PyArray_NBYTES(given) != nbytes:
-                    raise RuntimeError(f"{self._name}: X changed while its rows were learned")
+                if places_of(arrays) != places_then:
+                    raise RuntimeError(f"{self._name}: an argument changed while its rows were learned")
                 task.rows, task.x, task.x_row = n, <char*> cnp.PyArray_DATA(here), cnp.PyArray_STRIDES(here)[0]
                 task.order = NULL if at is None else <Py_ssize_t*> cnp.PyArray_DATA(at)
                 task.y = <char*> cnp.PyArray_DATA(y)
@@ -402,8 +406,8 @@ cdef class Learner(Layer):
     # ---- what the arguments are
 
     cdef cnp.ndarray part(self, cnp.ndarray array, Py_ssize_t done, Py_ssize_t n, cnp.ndarray at, dtype):
-        """A copy of rows done to done + n, or of those that `at` names."""
-        return np.array(array[done:done + n] if at is None else array.take(at, axis=0), dtype, order="C")
+        """Rows done to done + n, or those that `at` names, as kernels read them: a copy only if there must be one."""
+        return np.require(array[done:done + n] if at is None else array.take(at, axis=0), dtype, "CA")
 
     cdef bint has_plain_rows(self, cnp.ndarray x):
         """Whether a kernel can read each row of x as it is, wherever they lie."""

@@ -7,7 +7,7 @@
 
    The pass that updates w by one row adds up the next row's score from the weights as they become, which is all that may
    overlap: each score needs all weights of the step before it. So the least time of a row is the latency of a sum over
-   lanes, the loss's gradient, and two multiply-adds, some 90 cycles for log_loss; loads, stores, the values of losses and
+   lanes, the loss's gradient, and two multiply-adds, some 80 cycles for log_loss; loads, stores, the values of losses and
    everything that does not wait for a score disappear in it up to some 100 features. From there on it is the chain of
    additions of a lane, four cycles for each 64 bytes of w, and beyond the cache the reading of x. Keeping w in registers
    for few features gained nothing: its loads and stores are not what anything waits for. A sum over lanes by swap()
@@ -73,7 +73,7 @@ INLINE VEC NAME(loss)(int loss, VEC score, VEC target, VEC *gradient) {
     }
 }
 
-/* The sum over the lanes of a 64-byte vector, in every lane; padded: a lane had no element in the last step. */
+/* The sum over the lanes of a 64-byte vector, in every lane; padded: and 0. */
 INLINE VEC NAME(total)(VEC *parts, int padded) {
     for (int h = PARTS / 2; h; h /= 2)
         UNROLL_ALL for (int p = 0; p < h; p++) parts[p] = NAME(add)(parts[p], parts[p + h]);
@@ -115,7 +115,9 @@ INLINE VEC NAME(pass)(REAL *w, const REAL *x, const REAL *next, const REAL *ahea
             }
         }
 #undef STEP
-        const VEC block = NAME(total)(parts, rest);
+        /* Lanes without an element in the last step count as if 0 were added to them, which only a sum of -0 notices. Where
+           a part ends within a vector, or has no element at all, it is added. */
+        const VEC block = NAME(total)(parts, rest && rest % WIDTH == 0 && k > LANES);
         if (k0 == 0) sum = block;
         else sum = NAME(add)(sum, block);
     }
