@@ -36,7 +36,7 @@ except ImportError as error:
 from fastlinear.linear import Linear
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Self
@@ -125,12 +125,11 @@ class _LinearModel(BaseEstimator):
                 raise ValueError(f"{type(self).__name__}: the weight is zero for every row: nothing to learn from")
             weights = weights / weights.max()  # first, for their sum may overflow
             weights /= weights.mean()
-        scaling = None if settings.learning_rate is not None else _Scaling(X, self.fit_intercept)
-        model.learning_rate_ = model._rate(X, settings)
-        rate = model.learning_rate_
+        scaling = None if settings.learning_rate is not None else _Scaling(X, weights, bool(self.fit_intercept))
+        rate = model.learning_rate_ = model._rate(X, weights, settings)
         if scaling is not None:
             X = scaling.begin(model.layer_, X)
-            rate = model._rate(X, settings)
+            rate = model._rate(X, weights, settings)
         random = check_random_state(self.random_state)
         losses: list[float] = []
         best, waited, tol = np.inf, 0, settings.tol
@@ -165,18 +164,22 @@ class _LinearModel(BaseEstimator):
         weights = model._weighted(y, weights)
         if settings.learning_rate is not None or not hasattr(self, "learning_rate_"):
             # The first batch alone, so that it does not matter where a stream is cut.
-            model.learning_rate_ = model._rate(X[: settings.batch_size], settings)
+            model.learning_rate_ = model._rate(X[: settings.batch_size], None, settings)
         return self._adopt(model, [model._epoch(X, y, weights, None, model.learning_rate_, settings)])
 
-    def _rate(self, X: Array, settings: _Settings) -> float:
+    def _rate(self, X: Array, weights: Array | None, settings: _Settings) -> float:
         """The length of steps: 1 / L, where L bounds the curvature of the mean loss."""
+        for name, value in (("learning_rate", settings.learning_rate), ("alpha", settings.alpha)):
+            if value is not None and value > float(np.finfo(X.dtype).max):
+                raise ValueError(f"{type(self).__name__}: {name} must fit {X.dtype}, got {value!r}")
         if settings.learning_rate is not None:
             return settings.learning_rate
         curvature = _CURVATURE[self.loss]
         if self.loss == "log_loss" and self.layer_.out_features == 1:
             curvature /= 2
         with np.errstate(over="ignore"):
-            squares = float(np.einsum("ri,ri->", X, X, dtype=np.float64)) / len(X)
+            squares = sum(float(w @ (x * x).sum(axis=1)) for x, w in _some_rows(X, weights))
+            squares /= len(X) if weights is None else float(weights.sum(dtype=np.float64))
         return 1 / (curvature * (squares + 1))
 
     def _weighted(self, y: Array, weights: Array | None) -> Array | None:
@@ -192,8 +195,8 @@ class _LinearModel(BaseEstimator):
             if name != "alpha" and isinstance(value, type(other)) and value == other:
                 numbers[name] = None
                 continue
-            if isinstance(value, str):
-                raise ValueError(f'{type(self).__name__}: {name} must be "auto" or a number, got {value!r:.80}')
+            if isinstance(value, str) and name == "learning_rate":
+                raise ValueError(f'{type(self).__name__}: learning_rate must be "auto" or a number, got {value!r:.80}')
             check_scalar(value, name, Real, min_val=0)
             if not _is_finite(value):
                 alternative = "" if name == "alpha" else f" or {other}"
@@ -290,14 +293,27 @@ class _LinearModel(BaseEstimator):
         return np.zeros(layer.out_features, layer.dtype) if layer.bias is None else layer.bias
 
 
+def _some_rows(X: Array, weights: Array | None) -> Iterator[tuple[Array, Array]]:
+    """Rows and their weights in float64, but not all at once."""
+    for start in range(0, len(X), 1024):
+        rows = slice(start, start + 1024)
+        x = X[rows].astype(np.float64)
+        yield x, np.ones(len(x)) if weights is None else weights[rows].astype(np.float64)
+
+
 class _Scaling:
     """Training on features of mean 0 and deviation 1, for a layer on the features as they are: w (x - m) / s + b."""
 
-    def __init__(self, X: Array, centre: bool) -> None:
+    def __init__(self, X: Array, weights: Array | None, centre: bool) -> None:
         """Without a bias to take the means up, the features keep them, and are divided by their root mean squares."""
-        with np.errstate(over="ignore"):
-            self.mean = X.mean(axis=0, dtype=np.float64) if centre else np.zeros(X.shape[1])
-            square = np.einsum("ri,ri->i", X, X, dtype=np.float64) / len(X) if not centre else X.var(0, dtype=np.float64)
+        total = len(X) if weights is None else weights.sum(dtype=np.float64)
+        self.mean, square = np.zeros(X.shape[1]), np.zeros(X.shape[1])
+        with np.errstate(over="ignore", invalid="ignore"):
+            if centre:
+                for x, w in _some_rows(X, weights):
+                    self.mean += w @ x / total
+            for x, w in _some_rows(X, weights):
+                square += w @ (x - self.mean) ** 2 / total
         self.deviation = np.sqrt(square)
         # A feature that is the same in each row teaches nothing that the bias does not.
         constant = ~(self.deviation > 1e-6 * abs(self.mean)) | ~np.isfinite(self.deviation)
@@ -308,10 +324,10 @@ class _Scaling:
         if layer.bias is not None:
             layer.bias += (layer.weight @ self.mean).astype(layer.dtype)
         layer.weight *= np.where(np.isinf(self.deviation), 0, self.deviation).astype(layer.dtype)
-        scaled = np.empty_like(X)
-        for start in range(0, len(X), 1024):  # in float64, but not all at once
-            rows = slice(start, start + 1024)
-            scaled[rows] = (X[rows] - self.mean) / self.deviation
+        scaled, start = np.empty_like(X), 0
+        for x, _ in _some_rows(X, None):
+            scaled[start : start + len(x)] = (x - self.mean) / self.deviation
+            start += len(x)
         return scaled
 
     def end(self, layer: Linear) -> None:
@@ -384,7 +400,7 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
     ----------
     loss : "log_loss" or "hinge"
     learning_rate : "auto" or float
-        Of the mean gradient of a batch; constant. ``"auto"`` is 1 / (c·mean(\|x\|² + 1)), c being the loss's largest
+        Of the mean gradient of a batch; constant. ``"auto"`` is 1 / (c·mean(|x|² + 1)), c being the loss's largest
         curvature: 1/4 and 1/2 for log_loss with two and more classes, else 1. Then ``fit`` also trains on features of
         mean 0 and deviation 1, and turns the weights back in the end, so features need not be scaled; the penalty, still
         on the weights as they are in ``coef_``, acts after each epoch. ``partial_fit`` takes the mean over the first
@@ -531,20 +547,23 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
             raise ValueError(f"{type(self).__name__}: class_weight: {error}") from error
         if not (np.isfinite(of_class).all() and (of_class >= 0).all()):
             raise ValueError(f"{type(self).__name__}: class_weight must be finite and not negative, got {of_class}")
-        rows = of_class[y].astype(self.layer_.dtype)
-        return rows if weights is None else rows * weights
+        rows: Array = of_class[y].astype(self.layer_.dtype)
+        if weights is not None:
+            rows *= weights
+        return rows
 
-    @available_if(lambda self: _has_probabilities(self))
+    @available_if(lambda self: _has_probabilities(self))  # type: ignore[untyped-decorator]
     def predict_log_proba(self, X: ArrayLike) -> Array:
         """Logarithms of the probabilities, (n_samples, n_classes), accurate also where those are near 0."""
         scores = self._scores(X)
         total = _log_total(scores)
         return np.hstack([-total, scores - total]) if scores.shape[1] == 1 else scores - total
 
-    @available_if(lambda self: _has_probabilities(self))
+    @available_if(lambda self: _has_probabilities(self))  # type: ignore[untyped-decorator]
     def predict_proba(self, X: ArrayLike) -> Array:
         """The softmax of the scores, (n_samples, n_classes)."""
-        return np.exp(self.predict_log_proba(X))
+        probabilities: Array = np.exp(self.predict_log_proba(X))
+        return probabilities
 
     def _targets(self, y: Array, dtype: Any, begin: bool, classes: Any) -> tuple[Array, int]:
         """Each label's place in classes_; the number of scores."""
@@ -556,14 +575,18 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
             try:
                 classes = np.unique(y if classes is None else classes)
             except TypeError as error:
-                raise TypeError(f"{type(self).__name__}: {'y' if classes is None else 'classes'} must be of one kind: {error}") from error
+                raise TypeError(
+                    f"{type(self).__name__}: {'y' if classes is None else 'classes'} must be of one kind: {error}"
+                ) from error
         if begin:
             if len(classes) < 2:
                 number = f"{len(classes)} class{'es' * (len(classes) != 1)}"
                 raise ValueError(f"{type(self).__name__} needs at least two classes, got {number}: {classes}")
             self.classes_: Array = classes
         elif classes is not None and classes.tolist() != self.classes_.tolist():
-            raise ValueError(f"{type(self).__name__}: classes must be those of the first call, {self.classes_}, got {classes}")
+            raise ValueError(
+                f"{type(self).__name__}: classes must be those of the first call, {self.classes_}, got {classes}"
+            )
         known = self.classes_
         if (known != known).any():
             raise ValueError(f"{type(self).__name__}: classes must not have NaN, got {known}")
@@ -576,7 +599,9 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
 
 def _has_probabilities(model: LinearClassifier) -> bool:
     if model.loss != "log_loss":
-        raise AttributeError(f'{type(model).__name__}: there are probabilities with loss="log_loss" only, not {model.loss!r}')
+        raise AttributeError(
+            f'{type(model).__name__}: there are probabilities with loss="log_loss" only, not {model.loss!r}'
+        )
     return True
 
 
@@ -593,7 +618,7 @@ class LinearRegressor(RegressorMixin, _LinearModel):
     """Linear regression of one or more targets, trained by minibatch gradient descent.
 
     Minimises the mean over the rows of the loss, summed over the targets, plus ``alpha/2·|W|²``. With
-    ``loss="squared_error"`` it is d²/2 of the difference d = x Wᵀ + b - y, with ``"huber"`` \|d\| - 1/2 where \|d\| > 1.
+    ``loss="squared_error"`` it is d²/2 of the difference d = x Wᵀ + b - y, with ``"huber"`` |d| - 1/2 where |d| > 1.
 
     Parameters
     ----------
@@ -694,7 +719,9 @@ class LinearRegressor(RegressorMixin, _LinearModel):
             self._y_shape: tuple[int, ...] = y.shape[1:]
         elif y.shape[1:] != self._y_shape:
             shape = ("n_samples", *self._y_shape)
-            raise ValueError(f"{type(self).__name__}: y must have shape {shape} as in the first call, got {y.shape}".replace("'", ""))
+            raise ValueError(
+                f"{type(self).__name__}: y must have shape {shape} as in the first call, got {y.shape}".replace("'", "")
+            )
         y = y.reshape(len(y), -1)
         return y, y.shape[1]
 
