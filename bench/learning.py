@@ -10,6 +10,7 @@ scikit-learn's includes what partial_fit does before its loop. What is not insta
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,7 @@ def loss_over_rows() -> None:
         ("adaptive, lr=0.3", 0.3, True),
     ):
         layer = Linear.from_weights(np.zeros((1, features), np.float32), np.zeros(1, np.float32))
-        losses = [
-            layer.learn(x[a:b], y[a:b], lr, "log_loss", adaptive=adaptive) for a, b in zip(cuts, cuts[1:], strict=False)
-        ]
+        losses = [layer.learn(x[a:b], y[a:b], lr, "log_loss", adaptive=adaptive) for a, b in pairwise(cuts)]
         axes.semilogx(cuts[1:], losses, "o-", label=name)
     axes.set(xlabel="rows", ylabel="loss of the rows since the last point", ylim=(0, 1.5))
     axes.grid(alpha=0.3)

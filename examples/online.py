@@ -3,12 +3,12 @@
     pip install '.[examples]' && python examples/online.py
     python examples/online.py --rows 50_000_000       # 4 GB, in half a minute
 
-The stream is made first: rows of 20 features of unlike scales, and a label that a logistic function of some of them draws.
-It lies in two files of NumPy's, which are mapped, so they may be larger than memory. One call of `learn` goes over a piece;
-wherever the stream is cut, the bits are the same. Each row's loss is taken before its step, so the mean says how well the
-model does on rows that it has not seen (progressive validation: Blum, Kalai and Langford, COLT 1999), and is printed at
-each power of two as Vowpal Wabbit does. In the end others learn the first rows: scikit-learn, which must find the same
-weights, and river and Vowpal Wabbit if they are installed.
+The stream is made first: rows of 20 features of unlike scales, and a label that a logistic function of some of them
+draws. It lies in two files of NumPy's, which are mapped, so they may be larger than memory. One call of `learn` goes
+over a piece; wherever the stream is cut, the bits are the same. Each row's loss is taken before its step, so the mean
+says how well the model does on rows that it has not seen (progressive validation: Blum, Kalai and Langford, COLT 1999),
+and is printed at each power of two as Vowpal Wabbit does. In the end others learn the first rows: scikit-learn, which
+must find the same weights, and river and Vowpal Wabbit if they are installed.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def pieces(rows):
 
 
 def learn(layer, x, y, lr, adaptive):
-    """One pass. Prints the mean loss of all rows, and of those since the last line; returns the mean, and the seconds."""
+    """One pass. Prints the mean loss of all rows and of those since the last line; returns the mean, and seconds."""
     total = since = seconds = 0.0
     printed = 0
     print(f"{'average':>10} {'since':>10} {'rows':>12}\n{'loss':>10} {'last':>10}")
@@ -108,7 +108,7 @@ def river_learns(x, y, lr):
 
 
 def vowpal_wabbit_learns(x, y, lr):
-    """Its own steps, which are not those of the others: the time alone compares. Text is parsed before the clock runs."""
+    """Its own steps, not those of the others: the time alone compares. Text is parsed before the clock runs."""
     workspace = vowpalwabbit.Workspace(f"--loss_function logistic -l {lr} --quiet")
     rows = [
         workspace.parse(f"{2 * label - 1} | " + " ".join(f"{i}:{value}" for i, value in enumerate(row)))

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
-    from fastlinear.linear import Linear
     from numpy.typing import NDArray
+
+    from fastlinear.linear import Linear
 
     Array = NDArray[Any]
 

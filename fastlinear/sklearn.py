@@ -143,7 +143,7 @@ class _LinearModel(BaseEstimator):
                 if self.verbose:
                     progress.set_postfix(loss=f"{loss:.4g}", refresh=False)
                     progress.update()
-                # What has fallen by less than tol since the best is not that much less than it, however slowly it falls.
+                # The best is only replaced by what is less by tol, so slow falls add up.
                 waited = 0 if tol is None or loss <= best - tol else waited + 1
                 best = loss if waited == 0 else best
                 if waited == settings.n_iter_no_change:
@@ -154,7 +154,8 @@ class _LinearModel(BaseEstimator):
             self._warn(f"the loss rose from {losses[0]:.4g} to {losses[-1]:.4g}; {_ADVICE} {rate:.3g}")
         elif tol is not None and waited < settings.n_iter_no_change:
             self._warn(
-                f"not converged after {settings.max_iter} epochs (max_iter): the loss is {losses[-1]:.4g} and still falls"
+                f"not converged after {settings.max_iter} epochs (max_iter): the loss is {losses[-1]:.4g}, and may "
+                "still fall"
             )
         return self._adopt(model, losses)
 
@@ -226,8 +227,8 @@ class _LinearModel(BaseEstimator):
             weights = check_array(sample_weight, ensure_2d=False, dtype=X.dtype, input_name="sample_weight")
             if weights.shape != y.shape[:1] or (weights < 0).any():
                 raise ValueError(
-                    f"{type(self).__name__}: sample_weight must have shape {y.shape[:1]} and no negative value, got shape {weights.shape} "
-                    f"and a least value of {weights.min()}"
+                    f"{type(self).__name__}: sample_weight must have shape {y.shape[:1]} and no negative value, "
+                    f"got shape {weights.shape} and a least value of {weights.min()}"
                 )
         if begin:
             bias = np.zeros(out_features, X.dtype) if self.fit_intercept else None
@@ -337,7 +338,7 @@ class _Scaling:
             layer.bias -= (layer.weight @ self.mean).astype(layer.dtype)
 
     def decay(self, layer: Linear, strength: float, steps: int) -> None:
-        """The penalty on the weights as they will be, of so many steps at once: implicit, so that it cannot overshoot."""
+        """The penalty on the weights as they will be, of so many steps at once; implicit, so it cannot overshoot."""
         layer.weight *= ((1 + strength / self.deviation**2) ** -steps).astype(layer.dtype)
 
 
@@ -390,10 +391,10 @@ def _places(labels: Array, known: Array) -> Array:
 class LinearClassifier(ClassifierMixin, _LinearModel):
     """Softmax regression or a linear support vector machine, trained by minibatch gradient descent.
 
-    Minimises the mean loss plus ``alpha/2·|W|²`` with steps of constant length. With ``loss="log_loss"`` a row's loss is
-    -log p(y), where p is the softmax of x Wᵀ + b; with ``"hinge"`` it is max(0, 1 - z), summed over the classes, each
-    against the rest. With two classes there is one row of W: the score of ``classes_[1]``, that of ``classes_[0]`` being
-    0, so p is the logistic function, and ``coef_`` and ``decision_function`` are as in scikit-learn's own linear
+    Minimises the mean loss plus ``alpha/2·|W|²`` with steps of constant length. With ``loss="log_loss"`` a row's loss
+    is -log p(y), where p is the softmax of x Wᵀ + b; with ``"hinge"`` it is max(0, 1 - z), summed over the classes,
+    each against the rest. With two classes there is one row of W: the score of ``classes_[1]``, that of ``classes_[0]``
+    being 0, so p is the logistic function, and ``coef_`` and ``decision_function`` are as in scikit-learn's own linear
     classifiers.
 
     Parameters
@@ -402,9 +403,9 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
     learning_rate : "auto" or float
         Of the mean gradient of a batch; constant. ``"auto"`` is 1 / (c·mean(|x|² + 1)), c being the loss's largest
         curvature: 1/4 and 1/2 for log_loss with two and more classes, else 1. Then ``fit`` also trains on features of
-        mean 0 and deviation 1, and turns the weights back in the end, so features need not be scaled; the penalty, still
-        on the weights as they are in ``coef_``, acts after each epoch. ``partial_fit`` takes the mean over the first
-        batch that there is.
+        mean 0 and deviation 1, and turns the weights back in the end, so features need not be scaled; the penalty,
+        still on the weights as they are in ``coef_``, acts after each epoch. ``partial_fit`` takes the mean over the
+        first batch that there is.
     batch_size : int
         Rows to a step. The last batch of an epoch has what is left.
     max_iter : int
