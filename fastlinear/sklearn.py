@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from contextlib import suppress
 from copy import copy
+from math import isfinite
 from numbers import Integral, Real
 from operator import index
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -47,8 +48,9 @@ __all__ = ["LinearClassifier", "LinearRegressor"]
 
 _ADVICE = "scale the features (sklearn.preprocessing.StandardScaler) or lower learning_rate, which is"
 
-_CURVATURE = {"squared_error": 1.0, "huber": 1.0, "hinge": 1.0, "log_loss": 0.5}
-"""The most that a loss's gradient by the scores changes for a change of the scores, for the softmax of several."""
+_CURVATURE = {"squared_error": 4.0, "huber": 4.0, "hinge": 1.0, "log_loss": 0.5}
+"""The most that a loss's gradient by the scores changes for a change of the scores, for the softmax of several; of a
+regressor's losses four times that, because what a constant step leaves of the error is in proportion to it."""
 
 
 class _Settings(NamedTuple):
@@ -261,14 +263,19 @@ class _LinearModel(BaseEstimator):
         )
         if scaling is not None and settings.alpha:
             scaling.decay(layer, rate * settings.alpha, -(-len(X) // settings.batch_size))
-        if not all(np.isfinite(result).all() for result in (loss, layer.weight, self.intercept_)):
-            raise ValueError(
-                f"{type(self).__name__}: the loss or the weights are not finite any more; {_ADVICE} "
-                f"{rate:.3g}. The estimator is as it was before this call"
-            )
+        if not isfinite(loss):  # and it is not, after weights that are not
+            raise self._diverged(rate)
         return loss
 
+    def _diverged(self, rate: float) -> ValueError:
+        return ValueError(
+            f"{type(self).__name__}: the loss or the weights are not finite any more; {_ADVICE} "
+            f"{rate:.3g}. The estimator is as it was before this call"
+        )
+
     def _adopt(self, model: Self, losses: list[float]) -> Self:
+        if not (np.isfinite(model.layer_.weight).all() and np.isfinite(model.intercept_).all()):
+            raise model._diverged(model.learning_rate_)
         model.n_iter_, model.loss_curve_ = len(losses), losses
         self.__dict__ = model.__dict__
         return self
@@ -316,6 +323,7 @@ class _Scaling:
             for x, w in _some_rows(X, weights):
                 square += w @ (x - self.mean) ** 2 / total
         self.deviation = np.sqrt(square)
+        self._decay: Array | None = None
         # A feature that is the same in each row teaches nothing that the bias does not.
         constant = ~(self.deviation > 1e-6 * abs(self.mean)) | ~np.isfinite(self.deviation)
         self.deviation[constant] = np.maximum(abs(self.mean[constant]), 1) if not centre else np.inf
@@ -339,7 +347,9 @@ class _Scaling:
 
     def decay(self, layer: Linear, strength: float, steps: int) -> None:
         """The penalty on the weights as they will be, of so many steps at once; implicit, so it cannot overshoot."""
-        layer.weight *= ((1 + strength / self.deviation**2) ** -steps).astype(layer.dtype)
+        if self._decay is None:
+            self._decay = ((1 + strength / self.deviation**2) ** -steps).astype(layer.dtype)
+        layer.weight *= self._decay
 
 
 def _is_finite(value: Any) -> bool:
@@ -402,10 +412,10 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
     loss : "log_loss" or "hinge"
     learning_rate : "auto" or float
         Of the mean gradient of a batch; constant. ``"auto"`` is 1 / (c·mean(|x|² + 1)), c being the loss's largest
-        curvature: 1/4 and 1/2 for log_loss with two and more classes, else 1. Then ``fit`` also trains on features of
-        mean 0 and deviation 1, and turns the weights back in the end, so features need not be scaled; the penalty,
-        still on the weights as they are in ``coef_``, acts after each epoch. ``partial_fit`` takes the mean over the
-        first batch that there is.
+        curvature: 1/4 and 1/2 for log_loss with two and more classes, 1 for hinge. Then ``fit`` also trains on
+        features of mean 0 and deviation 1, and turns the weights back in the end, so features need not be scaled; the
+        penalty, still on the weights as they are in ``coef_``, acts after each epoch. ``partial_fit`` takes the mean
+        over the first batch that there is.
     batch_size : int
         Rows to a step. The last batch of an epoch has what is left.
     max_iter : int
@@ -625,8 +635,8 @@ class LinearRegressor(RegressorMixin, _LinearModel):
     ----------
     loss : "squared_error" or "huber"
     learning_rate : "auto" or float
-        As in `LinearClassifier`. Steps along one row diverge from ``2/(|x|² + 1)``, 1 for the bias; larger batches bear
-        more.
+        As in `LinearClassifier`, with c = 4. Steps along one row diverge from ``2/(|x|² + 1)``, 1 for the bias; larger
+        batches bear more.
     batch_size, max_iter, alpha, fit_intercept, n_iter_no_change, shuffle, random_state, warm_start, verbose
         As in `LinearClassifier`.
     tol : float or None
