@@ -12,6 +12,7 @@ which is checked when its turn comes.
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.long cimport PyLong_CheckExact
+from cpython.ref cimport Py_INCREF
 from libc.math cimport INFINITY, isinf
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -36,6 +37,9 @@ cdef extern from "Python.h":
     Py_ssize_t PyNumber_AsSsize_t(object, void*)
     const Py_ssize_t PY_SSIZE_T_MAX
 
+cdef extern from "numpy/arrayobject.h":
+    object PyArray_FromArray(cnp.ndarray, cnp.dtype, int)
+
 cdef extern from *:
     """
     #define is_numpy_integer(o) PyArray_IsScalar(o, Integer)
@@ -55,6 +59,7 @@ cdef enum:
 
 cdef dict KINDS = {"squared_error": <int> SQUARED_ERROR, "huber": <int> HUBER, "hinge": <int> HINGE,
                    "log_loss": <int> LOG_LOSS}
+cdef cnp.dtype LABELS = np.dtype(np.int64)
 cdef dict NAMES = {kind: name for name, kind in KINDS.items()}
 
 
@@ -377,7 +382,7 @@ cdef class Learner(Layer):
                 if places is not None:
                     at = np.array(places[done:done + n], np.intp)
                     self.check_range("order", at, cnp.PyArray_DIMS(x)[0], "indices of rows")
-                y = self.part(targets, done, n, at, np.int64 if has_labels(task.loss) else self.dtype)
+                y = self.part(targets, done, n, at, LABELS if has_labels(task.loss) else self.dtype)
                 w = None if weights is None else self.part(weights, done, n, at, self.dtype)
                 steps = done // batch
                 lr = rates if cnp.PyArray_NDIM(rates) == 0 else rates[steps:steps + (n + batch - 1) // batch]
@@ -409,9 +414,12 @@ cdef class Learner(Layer):
 
     # ---- what the arguments are
 
-    cdef cnp.ndarray part(self, cnp.ndarray array, Py_ssize_t done, Py_ssize_t n, cnp.ndarray at, dtype):
+    cdef cnp.ndarray part(self, cnp.ndarray array, Py_ssize_t done, Py_ssize_t n, cnp.ndarray at,
+                          cnp.dtype dtype):
         """Rows done to done + n, or those that `at` names, as kernels read them: a copy only if there must be one."""
-        return np.require(array[done:done + n] if at is None else array.take(at, axis=0), dtype, "CA")
+        array = array[done:done + n] if at is None else array.take(at, axis=0)
+        Py_INCREF(dtype)        # PyArray_FromArray takes it over
+        return PyArray_FromArray(array, dtype, cnp.NPY_ARRAY_CARRAY_RO | cnp.NPY_ARRAY_FORCECAST)
 
     cdef bint has_plain_rows(self, cnp.ndarray x):
         """Whether a kernel can read each row of x as it is, wherever they lie."""
