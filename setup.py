@@ -203,7 +203,7 @@ def extension(name: str, source: str, features: tuple[str, ...] = (), flags: tup
 
 
 modules = []
-for name in ("_layer", "_losses", "_network", "_optimisers"):
+for name in ("_layer", "_learn", "_losses", "_network", "_optimisers"):
     modules += extension(name, f"{name}.pyx")
 for name, isa in INSTRUCTION_SETS.items():
     if not isa.machines or (machine() in isa.machines and not (MSVC or PLAIN or WIDE)):

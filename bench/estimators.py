@@ -31,7 +31,7 @@ SEEDS = range(5)
 EPOCHS = 30
 SECONDS = 0.5  # for one comparison of times
 DATA = {"digits": load_digits, "breast cancer": load_breast_cancer, "diabetes": load_diabetes}
-OURS = {"learning_rate": [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]}
+OURS = {"learning_rate": ["auto", 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]}
 THEIRS = [
     {"learning_rate": ["optimal"]},
     {"learning_rate": ["constant", "invscaling"], "eta0": [0.001, 0.01, 0.1]},

@@ -8,6 +8,8 @@
     squared_error, huber, hinge, log_loss                         loss and gradient
     sgd, adam     parameter -= ...                                 and what they keep from step to step
     squares, scale                                                for the norm of a gradient
+    adagrad       parameter -= ...                                for Linear.learn, as are the rows of _rows.h, which
+                                                                  only a layer's learn calls
 
 `kind` is a place in reference.ACTIVATIONS. The arithmetic is in _activation.h, _loss.h and _optimiser.h; here are the
 choice of a function and the threads. setup.py compiles this file once for each instruction set, as it does _kernels.pyx.
@@ -19,7 +21,8 @@ from libc.string cimport memmove
 
 from fastlinear._table cimport (
     ELU, GELU, IDENTITY, LEAKY_RELU, RELU, SIGMOID, SILU, SOFTMAX, TANH, Elementwise, ElementwiseTable,
-    activate_kernel, adam_kernel, derivative_kernel, label_loss, number_loss, scale_kernel, sgd_kernel, squares_kernel)
+    activate_kernel, adagrad_kernel, adam_kernel, derivative_kernel, label_loss, learn_rows_kernel, number_loss,
+    scale_kernel, sgd_kernel, squares_kernel)
 
 ctypedef fused real:
     float
@@ -69,6 +72,12 @@ cdef extern from "_optimiser.h" nogil:
 
 cdef enum:
     GRAIN = 1024    # threads: elements come in so many, which no two of them share a line of
+cdef extern from "_rows.h" nogil:
+    double learn_rows_of(int loss, const void* x, Py_ssize_t x_row, const Py_ssize_t* order, const void* y,
+                         const void* sample_weight, const double* lr, Py_ssize_t lr_step, double l2, void* weight,
+                         void* bias, Py_ssize_t rows, Py_ssize_t features, void* room, double sum)
+    void adagrad_pass(const void* gradient, double lr, void* squares, void* parameter, Py_ssize_t n)
+
 
 # ---- activations
 
@@ -221,6 +230,18 @@ cdef double squares_loop(const real* array, Py_ssize_t size) noexcept nogil:
 
 cdef void scale_loop(double factor, real* array, Py_ssize_t size) noexcept nogil:
     scale_pass(factor, array, size)
+
+
+# ---- learning: rows one by one for one output, and AdaGrad's steps
+
+cdef double learn_rows_loop(int loss, const real* x, Py_ssize_t x_row, const Py_ssize_t* order, const void* y,
+                            const real* sample_weight, const double* lr, Py_ssize_t lr_step, double l2, real* weight,
+                            real* bias, Py_ssize_t rows, Py_ssize_t features, real* room, double sum) noexcept nogil:
+    return learn_rows_of(loss, x, x_row, order, y, sample_weight, lr, lr_step, l2, weight, bias, rows, features, room, sum)
+
+
+cdef void adagrad_loop(const real* gradient, double lr, real* squares, real* parameter, Py_ssize_t size) noexcept nogil:
+    adagrad_pass(gradient, lr, squares, parameter, size)
 
 
 # ---- for Python: typed memoryviews, the same names and signatures as in reference.py
@@ -382,6 +403,14 @@ def adam(const real[::1] gradient, double rate, double beta1, double beta2, doub
             adam_share(&gradient[0], &parameter[0], &mean[0], &square[0], gradient.shape[0], &numbers, thread, threads)
 
 
+def adagrad(const real[::1] gradient, double lr, real[::1] squares, real[::1] parameter):
+    """squares += gradient^2, then parameter -= lr gradient / (sqrt(squares) + 1e-10), both in place."""
+    check_length("squares", squares.shape[0], gradient.shape[0])
+    check_length("parameter", parameter.shape[0], gradient.shape[0])
+    with nogil:
+        adagrad_loop(&gradient[0], lr, &squares[0], &parameter[0], gradient.shape[0])
+
+
 def squares(const real[::1] array):
     """The sum of the squares, in float64, in the order of _sum.h."""
     cdef double total
@@ -403,10 +432,12 @@ cdef ElementwiseTable elementwise_table = ElementwiseTable(
                 <number_loss> squared_error_loop[float], <number_loss> huber_loop[float],
                 <label_loss> hinge_loop[float], <label_loss> log_loss_loop[float],
                 <sgd_kernel> sgd_loops[float], <adam_kernel> adam_loops[float], <squares_kernel> squares_loop[float],
-                <scale_kernel> scale_loop[float]),
+                <scale_kernel> scale_loop[float], <adagrad_kernel> adagrad_loop[float],
+                <learn_rows_kernel> learn_rows_loop[float]),
     Elementwise(<activate_kernel> activate_loops[double], <derivative_kernel> derivative_loops[double],
                 <number_loss> squared_error_loop[double], <number_loss> huber_loop[double],
                 <label_loss> hinge_loop[double], <label_loss> log_loss_loop[double],
                 <sgd_kernel> sgd_loops[double], <adam_kernel> adam_loops[double], <squares_kernel> squares_loop[double],
-                <scale_kernel> scale_loop[double]))
+                <scale_kernel> scale_loop[double], <adagrad_kernel> adagrad_loop[double],
+                <learn_rows_kernel> learn_rows_loop[double]))
 table = PyCapsule_New(&elementwise_table, "fastlinear.ElementwiseTable", NULL)

@@ -14,7 +14,7 @@ from libc.stdint cimport int64_t
 from fastlinear._layer cimport (
     PyArray_CheckExact, PyArray_ISCARRAY, PyArray_ISCARRAY_RO, Span, Work, apart, dtype_of, elementwise_module,
     elementwise_of, end, release_gil, rows_of, shape_of)
-from fastlinear._table cimport Elementwise
+from fastlinear._table cimport HINGE, HUBER, LOG_LOSS, SQUARED_ERROR, Elementwise, Loss
 
 import numpy as np
 
@@ -26,9 +26,6 @@ cdef extern from "numpy/arrayobject.h":
     object PyArray_EMPTY(int, cnp.npy_intp*, int, int)
     bint PyArray_SAMESHAPE(cnp.ndarray, cnp.ndarray)
     int PyArray_FailUnlessWriteable(cnp.ndarray, const char*) except -1
-
-cdef enum Loss:
-    SQUARED_ERROR, HUBER, HINGE, LOG_LOSS
 
 cdef enum:
     COST = 16       # of an element, in multiply-adds: what WORTH_RELEASING is measured in

@@ -41,6 +41,10 @@ cdef enum Activation:
     # The place in reference.ACTIVATIONS.
     IDENTITY, RELU, LEAKY_RELU, ELU, SIGMOID, TANH, SILU, GELU, SOFTMAX
 
+cdef enum Loss:
+    # As in _rows.h.
+    SQUARED_ERROR, HUBER, HINGE, LOG_LOSS
+
 ctypedef void (*activate_kernel)(int kind, const void* x, void* out, Py_ssize_t rows, Py_ssize_t columns,
                                  int threads) noexcept nogil
 # Of output and before, what that kind does not use may be NULL.
@@ -60,6 +64,14 @@ ctypedef void (*adam_kernel)(const void* gradient, double rate, double beta1, do
 ctypedef double (*squares_kernel)(const void* array, Py_ssize_t size) noexcept nogil
 ctypedef void (*scale_kernel)(double factor, void* array, Py_ssize_t size) noexcept nogil
 
+ctypedef void (*adagrad_kernel)(const void* gradient, double lr, void* squares, void* parameter,
+                                Py_ssize_t size) noexcept nogil
+# y has labels, int64_t, or reals; room is for whole vectors of the weight. Returns sum and the losses. See _rows.h.
+ctypedef double (*learn_rows_kernel)(int loss, const void* x, Py_ssize_t x_row, const Py_ssize_t* order, const void* y,
+                                     const void* sample_weight, const double* lr, Py_ssize_t lr_step, double l2,
+                                     void* weight, void* bias, Py_ssize_t rows, Py_ssize_t features, void* room,
+                                     double sum) noexcept nogil
+
 cdef struct Elementwise:
     activate_kernel activate
     derivative_kernel derivative
@@ -71,6 +83,8 @@ cdef struct Elementwise:
     adam_kernel adam
     squares_kernel squares
     scale_kernel scale
+    adagrad_kernel adagrad
+    learn_rows_kernel learn_rows
 
 cdef struct ElementwiseTable:
     Elementwise of_float

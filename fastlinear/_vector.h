@@ -15,6 +15,7 @@
    add_exponent(a, t)    a times 2^n, where n is the integer in the low bits of t (t = n + 1.5 * 2^23, or 2^52), and both
                          a and the result are normal numbers
    fold(a, b, w)         one step of a sum over lanes, see below
+   swap(v, w)            runs of w lanes change places in pairs: lane j is that of j ^ w
    pieces(rows)          16 bytes from each of the addresses rows[0], rows[16/size], rows[2 * 16/size], ...
    zip(a, b, half)       in each 16 bytes, the lower (half = 0) or upper halves (half = 1) of a and b interleaved
    HOLD(v)               v stays in its register: left alone, GCC loads it again for each use in a tile of 2 or 3 rows,
@@ -228,10 +229,14 @@ enum { FRACTION_f32 = 23, FRACTION_f64 = 52 };
     return half ? __builtin_shufflevector(a, b, EACH(ZIP_1, lanes, side)) \
                 : __builtin_shufflevector(a, b, EACH(ZIP_0, lanes, side));
 #define IN_ORDER(j, n, u) j
+#define SWAP_LANE(j, w, u) ((j) ^ (w))
+#define SWAP_STEP(EACH, w) case w: return __builtin_shufflevector(v, v, EACH(SWAP_LANE, w, 0));
 
 #if VECTOR_BYTES == 64
 #define FOLD_f32 FOLD_STEP(EACH16, 8) FOLD_STEP(EACH16, 4) FOLD_STEP(EACH16, 2) FOLD_STEP(EACH16, 1)
 #define FOLD_f64 FOLD_STEP(EACH8, 4) FOLD_STEP(EACH8, 2) FOLD_STEP(EACH8, 1)
+#define SWAP_f32 SWAP_STEP(EACH16, 8) SWAP_STEP(EACH16, 4) SWAP_STEP(EACH16, 2) SWAP_STEP(EACH16, 1)
+#define SWAP_f64 SWAP_STEP(EACH8, 4) SWAP_STEP(EACH8, 2) SWAP_STEP(EACH8, 1)
 #define ZIP_f32 ZIP(EACH16, 16, 4)
 #define ZIP_f64 ZIP(EACH8, 8, 2)
 #define PIECES(piece, EACH, HALF, side) \
@@ -243,6 +248,8 @@ enum { FRACTION_f32 = 23, FRACTION_f64 = 52 };
 #elif VECTOR_BYTES == 32
 #define FOLD_f32 FOLD_STEP(EACH8, 4) FOLD_STEP(EACH8, 2) FOLD_STEP(EACH8, 1)
 #define FOLD_f64 FOLD_STEP(EACH4, 2) FOLD_STEP(EACH4, 1)
+#define SWAP_f32 SWAP_STEP(EACH8, 4) SWAP_STEP(EACH8, 2) SWAP_STEP(EACH8, 1)
+#define SWAP_f64 SWAP_STEP(EACH4, 2) SWAP_STEP(EACH4, 1)
 #define ZIP_f32 ZIP(EACH8, 8, 4)
 #define ZIP_f64 ZIP(EACH4, 4, 2)
 #define PIECES_f32 return __builtin_shufflevector(piece_f32(rows[0]), piece_f32(rows[4]), EACH8(IN_ORDER, , ));
@@ -250,6 +257,8 @@ enum { FRACTION_f32 = 23, FRACTION_f64 = 52 };
 #else
 #define FOLD_f32 FOLD_STEP(EACH4, 2) FOLD_STEP(EACH4, 1)
 #define FOLD_f64 FOLD_STEP(EACH2, 1)
+#define SWAP_f32 SWAP_STEP(EACH4, 2) SWAP_STEP(EACH4, 1)
+#define SWAP_f64 SWAP_STEP(EACH2, 1)
 #define ZIP_f32 ZIP(EACH4, 4, 4)
 #define ZIP_f64 ZIP(EACH2, 2, 2)
 #define PIECES_f32 return piece_f32(rows[0]);
@@ -282,6 +291,10 @@ enum { FRACTION_f32 = 23, FRACTION_f64 = 52 };
     INLINE vec_##suffix fold_##suffix(vec_##suffix a, vec_##suffix b, int w) { \
         switch (w) { FOLD_##suffix } \
         return a; \
+    } \
+    INLINE vec_##suffix swap_##suffix(vec_##suffix v, int w) { \
+        switch (w) { SWAP_##suffix } \
+        return v; \
     } \
     INLINE vec_##suffix zip_##suffix(vec_##suffix a, vec_##suffix b, int half) { ZIP_##suffix } \
     typedef real piece_of_##suffix __attribute__((vector_size(16))); \
@@ -341,6 +354,7 @@ INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return a * b + c; }
         memcpy(lane + VECTOR_BYTES / sizeof(real), &b, sizeof b); \
         EACH_LANE(suffix, lane[FOLD_LANE(j, w, 0)] + lane[FOLD_LANE(j, w, 1)]) \
     } \
+    INLINE vec_##suffix swap_##suffix(vec_##suffix u, int w) { EACH_LANE(suffix, u.lane[j ^ w]) } \
     INLINE vec_##suffix zip_##suffix(vec_##suffix a, vec_##suffix b, int half) { \
         EACH_LANE(suffix, (j % 2 ? b : a).lane[ZIP_LANE(j, 0, (int)(16 / sizeof(real)), half)]) \
     } \

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlinear import _files
-from fastlinear._layer import Layer, zeros
+from fastlinear._layer import zeros
+from fastlinear._learn import Learner
 
 if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
     import torch
@@ -79,7 +80,7 @@ class Arguments:
             raise ValueError(f"{self._name}: {name} must fit {self.dtype}, got an integer beyond it") from None
 
 
-class Linear(Arguments, Layer):
+class Linear(Arguments, Learner):
     """A fully-connected layer, y = x Wᵀ + b, with its gradients.
 
     Torch7's and PyTorch's ``nn.Linear`` on a CPU, on plain ndarrays and without autograd. ``forward`` and each

@@ -20,6 +20,8 @@ import numpy as np
 if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
     from numpy.typing import NDArray
 
+    from fastlinear.linear import Linear
+
     Array = NDArray[Any]
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
@@ -392,3 +394,72 @@ def squares(array: Array) -> float:
 def scale(factor: float, array: Array) -> None:
     """array *= factor, in place."""
     array *= array.dtype.type(factor)
+
+
+# ---- learning
+
+
+@_silent
+def adagrad(gradient: Array, lr: float, squares: Array, parameter: Array) -> None:
+    """squares += gradient^2, then parameter -= lr gradient / (sqrt(squares) + 1e-10), both in place."""
+    _check("squares", squares, gradient.shape)
+    _check("parameter", parameter, gradient.shape)
+    real = parameter.dtype.type
+    squares += gradient * gradient
+    parameter -= real(lr) * gradient / (np.sqrt(squares) + real(1e-10))
+
+
+def learn(
+    layer: Linear,
+    X: Array,  # noqa: N803
+    y: Array,
+    lr: float | Array,
+    loss: str = "squared_error",
+    batch_size: int = 1,
+    l2: float = 0.0,
+    sample_weight: Array | None = None,
+    order: Array | None = None,
+    adaptive: bool = False,
+) -> float:
+    """What ``Linear.learn`` does, in terms of the other public calls: the same bits, and the same value.
+
+    X is (rows, in_features), y (rows,) or (rows, out_features), lr a number or (steps,), sample_weight (rows,), order
+    (rows to learn,). The layer's kernels are those in use, so this is a specification for every instruction set.
+    """
+    from fastlinear import losses
+
+    function, total = getattr(losses, loss), 0.0
+    y = y[:, None] if y.ndim == 1 and loss in ("squared_error", "huber") else y
+    order = np.arange(len(X)) if order is None else order
+    for step, start in enumerate(range(0, len(order), batch_size)):
+        rows = order[start : start + batch_size]
+        rate = float(lr[step]) if isinstance(lr, np.ndarray) else float(lr)
+        scores = layer(X[rows])
+        value, grad_output = function(scores, y[rows])
+        if sample_weight is None:
+            total += value * len(rows)
+        else:
+            for score, row in zip(scores, rows, strict=True):
+                total += function(score[None], y[row][None])[0] * float(sample_weight[row])
+            grad_output *= sample_weight[rows, None]
+        if l2:
+            weight = layer.weight
+            weight *= 1 - rate * float(l2)
+        if adaptive:
+            _adagrad(layer, X[rows], grad_output, rate)
+        else:
+            layer.backward_update(X[rows], grad_output, rate, input_grad=False)
+    return total / len(order) if len(order) else float("nan")
+
+
+def _adagrad(layer: Linear, x: Array, grad_output: Array, lr: float) -> None:
+    """The steps of AdaGrad along the gradients of a batch. The sums of their squares are the layer's gradients."""
+    from fastlinear import Linear
+
+    bias = None if layer.bias is None else np.zeros_like(layer.bias)
+    batch = Linear.from_weights(np.zeros_like(layer.weight), bias)
+    batch.backward_params(x, grad_output)
+    for name in ("weight", "bias")[: 1 if bias is None else 2]:
+        parameter, squares = getattr(layer, name), getattr(layer, f"grad_{name}")
+        gradient = getattr(batch, f"grad_{name}")
+        adagrad(gradient, lr, squares, parameter)

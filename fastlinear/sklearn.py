@@ -1,7 +1,7 @@
 """Linear models in scikit-learn's form: a `Linear`, trained by minibatch gradient descent. Extra ``sklearn``.
 
-Scores are the layer's forward, a step is its ``backward_update``; here are the losses, the order of the rows, when to
-stop, and scikit-learn's conventions. ``fit`` and ``partial_fit`` train a copy and put it in place at the end, so an
+Scores are the layer's forward, an epoch is its ``learn``; here are the order of the rows, the length of the steps, when
+to stop, and scikit-learn's conventions. ``fit`` and ``partial_fit`` train a copy and put it in place at the end, so an
 error, a divergence or Ctrl-C leaves the estimator bit for bit as it was.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from contextlib import suppress
 from copy import copy
+from math import isfinite
 from numbers import Integral, Real
 from operator import index
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +24,8 @@ try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.utils import check_array, check_random_state, check_scalar
+    from sklearn.utils.class_weight import compute_class_weight
+    from sklearn.utils.metaestimators import available_if
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_is_fitted, validate_data
     from tqdm import tqdm
@@ -34,7 +37,7 @@ except ImportError as error:
 from fastlinear.linear import Linear
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Self
@@ -45,11 +48,16 @@ __all__ = ["LinearClassifier", "LinearRegressor"]
 
 _ADVICE = "scale the features (sklearn.preprocessing.StandardScaler) or lower learning_rate, which is"
 
+_CURVATURE = {"squared_error": 4.0, "huber": 4.0, "hinge": 1.0, "log_loss": 0.5}
+"""The most that a loss's gradient by the scores changes for a change of the scores, for the softmax of several; of a
+regressor's losses four times that, because what a constant step leaves of the error is in proportion to it."""
+
 
 class _Settings(NamedTuple):
     """The parameters of training as Python's own numbers: those of NumPy would round or overflow at their width."""
 
-    learning_rate: float
+    learning_rate: float | None
+    """None for "auto"."""
     alpha: float
     tol: float | None
     batch_size: int
@@ -61,13 +69,15 @@ class _LinearModel(BaseEstimator):
     """What both have in common: their parameters, training, scores."""
 
     layer_: Linear
+    _losses: tuple[str, ...]
     _y_options: dict[str, bool]  # how scikit-learn checks y
     _check_y: Callable[[str, Any], None]  # and what it would let pass
 
     def __init__(
         self,
         *,
-        learning_rate: float = 0.1,
+        loss: str,
+        learning_rate: float | str = "auto",
         batch_size: int = 32,
         max_iter: int = 1000,
         alpha: float = 0.0001,
@@ -79,6 +89,7 @@ class _LinearModel(BaseEstimator):
         warm_start: bool = False,
         verbose: bool = False,
     ) -> None:
+        self.loss = loss
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.max_iter = max_iter
@@ -110,11 +121,17 @@ class _LinearModel(BaseEstimator):
         """
         settings = self._settings()
         model, X, y, weights = self._prepare(X, y, sample_weight, begin=not self.warm_start)
+        weights = model._weighted(y, weights)
         if weights is not None:
             if not weights.any():
-                raise ValueError("sample_weight is zero for every row: nothing to learn from")
+                raise ValueError(f"{type(self).__name__}: the weight is zero for every row: nothing to learn from")
             weights = weights / weights.max()  # first, for their sum may overflow
             weights /= weights.mean()
+        scaling = None if settings.learning_rate is not None else _Scaling(X, weights, bool(self.fit_intercept))
+        rate = model.learning_rate_ = model._rate(X, weights, settings)
+        if scaling is not None:
+            X = scaling.begin(model.layer_, X)
+            rate = model._rate(X, weights, settings)
         random = check_random_state(self.random_state)
         losses: list[float] = []
         best, waited, tol = np.inf, 0, settings.tol
@@ -122,36 +139,71 @@ class _LinearModel(BaseEstimator):
             total=settings.max_iter, desc=type(self).__name__, unit="epoch", disable=not self.verbose
         ) as progress:
             for _ in range(settings.max_iter):
-                order = random.permutation(len(X)) if self.shuffle else np.arange(len(X))
-                loss = model._epoch(X, y, weights, order, settings)
+                order = random.permutation(len(X)) if self.shuffle else None
+                loss = model._epoch(X, y, weights, order, rate, settings, scaling)
                 losses.append(loss)
-                progress.set_postfix(loss=f"{loss:.4g}", refresh=False)
-                progress.update()
-                waited = waited + 1 if tol is not None and loss > best - tol else 0
-                best = min(best, loss)
+                if self.verbose:
+                    progress.set_postfix(loss=f"{loss:.4g}", refresh=False)
+                    progress.update()
+                # The best is only replaced by what is less by tol, so slow falls add up.
+                waited = 0 if tol is None or loss <= best - tol else waited + 1
+                best = loss if waited == 0 else best
                 if waited == settings.n_iter_no_change:
                     break
+        if scaling is not None:
+            scaling.end(model.layer_)
         if losses[-1] > losses[0] + (tol or 0):
-            self._warn(f"the loss rose from {losses[0]:.4g} to {losses[-1]:.4g}; {_ADVICE} {self.learning_rate}")
+            self._warn(f"the loss rose from {losses[0]:.4g} to {losses[-1]:.4g}; {_ADVICE} {rate:.3g}")
         elif tol is not None and waited < settings.n_iter_no_change:
-            self._warn(f"not converged after {settings.max_iter} epochs (max_iter), the loss is {losses[-1]:.4g}")
+            self._warn(
+                f"not converged after {settings.max_iter} epochs (max_iter): the loss is {losses[-1]:.4g}, and may "
+                "still fall"
+            )
         return self._adopt(model, losses)
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> Self:
         settings = self._settings()
         model, X, y, weights = self._prepare(X, y, sample_weight, begin=False, classes=classes)
-        return self._adopt(model, [model._epoch(X, y, weights, np.arange(len(X)), settings)])
+        weights = model._weighted(y, weights)
+        if settings.learning_rate is not None or not hasattr(self, "learning_rate_"):
+            # The first batch alone, so that it does not matter where a stream is cut.
+            model.learning_rate_ = model._rate(X[: settings.batch_size], None, settings)
+        return self._adopt(model, [model._epoch(X, y, weights, None, model.learning_rate_, settings)])
+
+    def _rate(self, X: Array, weights: Array | None, settings: _Settings) -> float:
+        """The length of steps: 1 / L, where L bounds the curvature of the mean loss."""
+        for name, value in (("learning_rate", settings.learning_rate), ("alpha", settings.alpha)):
+            if value is not None and value > float(np.finfo(X.dtype).max):
+                raise ValueError(f"{type(self).__name__}: {name} must fit {X.dtype}, got {value!r}")
+        if settings.learning_rate is not None:
+            return settings.learning_rate
+        curvature = _CURVATURE[self.loss]
+        if self.loss == "log_loss" and self.layer_.out_features == 1:
+            curvature /= 2
+        with np.errstate(over="ignore"):
+            squares = sum(float(w @ (x * x).sum(axis=1)) for x, w in _some_rows(X, weights))
+            squares /= len(X) if weights is None else float(weights.sum(dtype=np.float64))
+        return 1 / (curvature * (squares + 1))
+
+    def _weighted(self, y: Array, weights: Array | None) -> Array | None:
+        """The rows' weights, times those of their classes."""
+        return weights
 
     def _settings(self) -> _Settings:
         numbers: dict[str, float | None] = {}
-        for name in ("learning_rate", "alpha", "tol"):
+        if not isinstance(self.loss, str) or self.loss not in self._losses:
+            raise ValueError(f"{type(self).__name__}: loss must be one of {', '.join(self._losses)}, got {self.loss!r}")
+        for name, other in (("learning_rate", "auto"), ("alpha", None), ("tol", None)):
             value = getattr(self, name)
-            if name == "tol" and value is None:
+            if name != "alpha" and isinstance(value, type(other)) and value == other:
                 numbers[name] = None
                 continue
+            if isinstance(value, str) and name == "learning_rate":
+                raise ValueError(f'{type(self).__name__}: learning_rate must be "auto" or a number, got {value!r:.80}')
             check_scalar(value, name, Real, min_val=0)
             if not _is_finite(value):
-                raise ValueError(f"{name} must be finite{' or None' * (name == 'tol')}, got {value!r:.80}")
+                alternative = "" if name == "alpha" else f" or {other}"
+                raise ValueError(f"{type(self).__name__}: {name} must be finite{alternative}, got {value!r:.80}")
             numbers[name] = float(value)
         for name in ("batch_size", "max_iter", "n_iter_no_change"):
             check_scalar(getattr(self, name), name, Integral, min_val=1)
@@ -177,8 +229,8 @@ class _LinearModel(BaseEstimator):
             weights = check_array(sample_weight, ensure_2d=False, dtype=X.dtype, input_name="sample_weight")
             if weights.shape != y.shape[:1] or (weights < 0).any():
                 raise ValueError(
-                    f"sample_weight must have shape {y.shape[:1]} and no negative value, got shape {weights.shape} "
-                    f"and a least value of {weights.min()}"
+                    f"{type(self).__name__}: sample_weight must have shape {y.shape[:1]} and no negative value, "
+                    f"got shape {weights.shape} and a least value of {weights.min()}"
                 )
         if begin:
             bias = np.zeros(out_features, X.dtype) if self.fit_intercept else None
@@ -187,30 +239,43 @@ class _LinearModel(BaseEstimator):
             model.layer_ = Linear.from_weights(self.layer_.weight, self.layer_.bias)
         return model, X, y, weights
 
-    def _epoch(self, X: Array, y: Array, weights: Array | None, order: Array, settings: _Settings) -> float:
+    def _epoch(
+        self,
+        X: Array,
+        y: Array,
+        weights: Array | None,
+        order: Array | None,
+        rate: float,
+        settings: _Settings,
+        scaling: _Scaling | None = None,
+    ) -> float:
         """Step along the rows in this order, a batch at a time. The mean loss, each batch's before its step."""
-        layer, total = self.layer_, 0.0
-        with np.errstate(over="ignore", invalid="ignore"):
-            for start in range(0, len(X), settings.batch_size):
-                rows = order[start : start + settings.batch_size]
-                x = X.take(rows, axis=0)
-                losses, grad_output = self._loss(layer(x), y.take(rows, axis=0))
-                if weights is not None:
-                    w = weights[rows, np.newaxis]
-                    losses, grad_output = losses * w, grad_output * w
-                total += float(losses.sum())
-                if settings.alpha:  # the gradient of alpha/2·|W|² is alpha·W, so its step is a factor
-                    weight = layer.weight
-                    weight *= 1 - settings.learning_rate * settings.alpha
-                layer.backward_update(x, grad_output, settings.learning_rate / len(rows), input_grad=False)
-        if not all(np.isfinite(result).all() for result in (total, layer.weight, self.intercept_)):
-            raise ValueError(
-                f"{type(self).__name__}: the loss or the weights are not finite any more; {_ADVICE} "
-                f"{self.learning_rate}. The estimator is as it was before this call"
-            )
-        return total / len(X)
+        layer = self.layer_
+        loss = layer.learn(
+            X,
+            y,
+            rate,
+            self.loss,
+            settings.batch_size,
+            l2=settings.alpha if scaling is None else 0.0,
+            sample_weight=weights,
+            order=order,
+        )
+        if scaling is not None and settings.alpha:
+            scaling.decay(layer, rate * settings.alpha, -(-len(X) // settings.batch_size))
+        if not isfinite(loss):  # and it is not, after weights that are not
+            raise self._diverged(rate)
+        return loss
+
+    def _diverged(self, rate: float) -> ValueError:
+        return ValueError(
+            f"{type(self).__name__}: the loss or the weights are not finite any more; {_ADVICE} "
+            f"{rate:.3g}. The estimator is as it was before this call"
+        )
 
     def _adopt(self, model: Self, losses: list[float]) -> Self:
+        if not (np.isfinite(model.layer_.weight).all() and np.isfinite(model.intercept_).all()):
+            raise model._diverged(model.learning_rate_)
         model.n_iter_, model.loss_curve_ = len(losses), losses
         self.__dict__ = model.__dict__
         return self
@@ -234,6 +299,57 @@ class _LinearModel(BaseEstimator):
         """The biases, (out_features,), zeros without ``fit_intercept``."""
         layer = self.layer_
         return np.zeros(layer.out_features, layer.dtype) if layer.bias is None else layer.bias
+
+
+def _some_rows(X: Array, weights: Array | None) -> Iterator[tuple[Array, Array]]:
+    """Rows and their weights in float64, but not all at once."""
+    for start in range(0, len(X), 1024):
+        rows = slice(start, start + 1024)
+        x = X[rows].astype(np.float64)
+        yield x, np.ones(len(x)) if weights is None else weights[rows].astype(np.float64)
+
+
+class _Scaling:
+    """Training on features of mean 0 and deviation 1, for a layer on the features as they are: w (x - m) / s + b."""
+
+    def __init__(self, X: Array, weights: Array | None, centre: bool) -> None:
+        """Without a bias to take the means up, the features keep them, and are divided by their root mean squares."""
+        total = len(X) if weights is None else weights.sum(dtype=np.float64)
+        self.mean, square = np.zeros(X.shape[1]), np.zeros(X.shape[1])
+        with np.errstate(over="ignore", invalid="ignore"):
+            if centre:
+                for x, w in _some_rows(X, weights):
+                    self.mean += w @ x / total
+            for x, w in _some_rows(X, weights):
+                square += w @ (x - self.mean) ** 2 / total
+        self.deviation = np.sqrt(square)
+        self._decay: Array | None = None
+        # A feature that is the same in each row teaches nothing that the bias does not.
+        constant = ~(self.deviation > 1e-6 * abs(self.mean)) | ~np.isfinite(self.deviation)
+        self.deviation[constant] = np.maximum(abs(self.mean[constant]), 1) if not centre else np.inf
+
+    def begin(self, layer: Linear, X: Array) -> Array:
+        """Turn the layer into the one for scaled features, and return those."""
+        if layer.bias is not None:
+            layer.bias += (layer.weight @ self.mean).astype(layer.dtype)
+        layer.weight *= np.where(np.isinf(self.deviation), 0, self.deviation).astype(layer.dtype)
+        scaled, start = np.empty_like(X), 0
+        for x, _ in _some_rows(X, None):
+            scaled[start : start + len(x)] = (x - self.mean) / self.deviation
+            start += len(x)
+        return scaled
+
+    def end(self, layer: Linear) -> None:
+        """And back."""
+        layer.weight = (layer.weight / self.deviation).astype(layer.dtype)
+        if layer.bias is not None:
+            layer.bias -= (layer.weight @ self.mean).astype(layer.dtype)
+
+    def decay(self, layer: Linear, strength: float, steps: int) -> None:
+        """The penalty on the weights as they will be, of so many steps at once; implicit, so it cannot overshoot."""
+        if self._decay is None:
+            self._decay = ((1 + strength / self.deviation**2) ** -steps).astype(layer.dtype)
+        layer.weight *= self._decay
 
 
 def _is_finite(value: Any) -> bool:
@@ -283,16 +399,23 @@ def _places(labels: Array, known: Array) -> Array:
 
 
 class LinearClassifier(ClassifierMixin, _LinearModel):
-    """Softmax regression, trained by minibatch gradient descent on the cross-entropy.
+    """Softmax regression or a linear support vector machine, trained by minibatch gradient descent.
 
-    Minimises the mean of -log p(y) plus ``alpha/2·|W|²``, where p is the softmax of x Wᵀ + b; steps have constant
-    length. With two classes there is one row of W: the score of ``classes_[1]``, that of ``classes_[0]`` being 0, so p
-    is the logistic function, and ``coef_`` and ``decision_function`` are as in scikit-learn's own linear classifiers.
+    Minimises the mean loss plus ``alpha/2·|W|²`` with steps of constant length. With ``loss="log_loss"`` a row's loss
+    is -log p(y), where p is the softmax of x Wᵀ + b; with ``"hinge"`` it is max(0, 1 - z), summed over the classes,
+    each against the rest. With two classes there is one row of W: the score of ``classes_[1]``, that of ``classes_[0]``
+    being 0, so p is the logistic function, and ``coef_`` and ``decision_function`` are as in scikit-learn's own linear
+    classifiers.
 
     Parameters
     ----------
-    learning_rate : float
-        Of the mean gradient of a batch; constant.
+    loss : "log_loss" or "hinge"
+    learning_rate : "auto" or float
+        Of the mean gradient of a batch; constant. ``"auto"`` is 1 / (c·mean(|x|² + 1)), c being the loss's largest
+        curvature: 1/4 and 1/2 for log_loss with two and more classes, 1 for hinge. Then ``fit`` also trains on
+        features of mean 0 and deviation 1, and turns the weights back in the end, so features need not be scaled; the
+        penalty, still on the weights as they are in ``coef_``, acts after each epoch. ``partial_fit`` takes the mean
+        over the first batch that there is.
     batch_size : int
         Rows to a step. The last batch of an epoch has what is left.
     max_iter : int
@@ -302,7 +425,7 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
     fit_intercept : bool
         Whether there is a b.
     tol : float or None
-        ``fit`` stops when the loss has not fallen by this much below its best in ``n_iter_no_change`` epochs in a row.
+        ``fit`` stops when the loss has not fallen by this much in ``n_iter_no_change`` epochs, taken together.
         None: it runs for ``max_iter`` epochs.
     n_iter_no_change : int
     shuffle : bool
@@ -313,6 +436,8 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
         Whether ``fit`` goes on from the model that is there.
     verbose : bool
         Whether ``fit`` shows its epochs and the loss (tqdm).
+    class_weight : dict, "balanced" or None
+        Factors of the rows' losses by class, as in scikit-learn; ``"balanced"`` only in ``fit``.
 
     Attributes
     ----------
@@ -326,6 +451,8 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
         part of, without the penalty.
     n_iter_ : int
         Its length.
+    learning_rate_ : float
+        The number that ``learning_rate`` came to, on the features as they are.
     n_features_in_, feature_names_in_
         As in all of scikit-learn.
 
@@ -344,8 +471,42 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
     (450, 10)
     """
 
+    _losses = "log_loss", "hinge"
     _y_options: dict[str, bool] = {}  # noqa: RUF012
     _check_y = staticmethod(_check_labels)
+
+    def __init__(
+        self,
+        *,
+        loss: str = "log_loss",
+        learning_rate: float | str = "auto",
+        batch_size: int = 32,
+        max_iter: int = 1000,
+        alpha: float = 0.0001,
+        fit_intercept: bool = True,
+        tol: float | None = 1e-3,
+        n_iter_no_change: int = 5,
+        shuffle: bool = True,
+        random_state: int | np.random.RandomState | None = None,
+        warm_start: bool = False,
+        verbose: bool = False,
+        class_weight: dict[Any, float] | str | None = None,
+    ) -> None:
+        super().__init__(
+            loss=loss,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            max_iter=max_iter,
+            alpha=alpha,
+            fit_intercept=fit_intercept,
+            tol=tol,
+            n_iter_no_change=n_iter_no_change,
+            shuffle=shuffle,
+            random_state=random_state,
+            warm_start=warm_start,
+            verbose=verbose,
+        )
+        self.class_weight = class_weight
 
     def partial_fit(
         self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None, sample_weight: ArrayLike | None = None
@@ -366,7 +527,14 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
         array(['a'], dtype='<U1')
         """
         if classes is None and not hasattr(self, "layer_"):
-            raise ValueError("the first partial_fit needs classes: all labels that y will ever have")
+            raise ValueError(
+                f"{type(self).__name__}: the first partial_fit needs classes: all labels that y will ever have"
+            )
+        if isinstance(self.class_weight, str):
+            raise ValueError(
+                f"{type(self).__name__}: class_weight={self.class_weight!r} needs all rows, which only fit has; give "
+                "partial_fit a dict (sklearn.utils.class_weight.compute_class_weight makes one)"
+            )
         return self._partial_fit(X, y, sample_weight, classes)
 
     def decision_function(self, X: ArrayLike) -> Array:
@@ -381,15 +549,32 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
         labels: Array = self.classes_[best]
         return labels
 
+    def _weighted(self, y: Array, weights: Array | None) -> Array | None:
+        if self.class_weight is None:
+            return weights
+        try:
+            of_class = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[y])
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{type(self).__name__}: class_weight: {error}") from error
+        if not (np.isfinite(of_class).all() and (of_class >= 0).all()):
+            raise ValueError(f"{type(self).__name__}: class_weight must be finite and not negative, got {of_class}")
+        rows: Array = of_class[y].astype(self.layer_.dtype)
+        if weights is not None:
+            rows *= weights
+        return rows
+
+    @available_if(lambda self: _has_probabilities(self))  # type: ignore[untyped-decorator]
     def predict_log_proba(self, X: ArrayLike) -> Array:
         """Logarithms of the probabilities, (n_samples, n_classes), accurate also where those are near 0."""
         scores = self._scores(X)
         total = _log_total(scores)
         return np.hstack([-total, scores - total]) if scores.shape[1] == 1 else scores - total
 
+    @available_if(lambda self: _has_probabilities(self))  # type: ignore[untyped-decorator]
     def predict_proba(self, X: ArrayLike) -> Array:
         """The softmax of the scores, (n_samples, n_classes)."""
-        return np.exp(self.predict_log_proba(X))
+        probabilities: Array = np.exp(self.predict_log_proba(X))
+        return probabilities
 
     def _targets(self, y: Array, dtype: Any, begin: bool, classes: Any) -> tuple[Array, int]:
         """Each label's place in classes_; the number of scores."""
@@ -401,29 +586,34 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
             try:
                 classes = np.unique(y if classes is None else classes)
             except TypeError as error:
-                raise TypeError(f"{'y' if classes is None else 'classes'} must be of one kind: {error}") from error
+                raise TypeError(
+                    f"{type(self).__name__}: {'y' if classes is None else 'classes'} must be of one kind: {error}"
+                ) from error
         if begin:
             if len(classes) < 2:
                 number = f"{len(classes)} class{'es' * (len(classes) != 1)}"
                 raise ValueError(f"{type(self).__name__} needs at least two classes, got {number}: {classes}")
             self.classes_: Array = classes
         elif classes is not None and classes.tolist() != self.classes_.tolist():
-            raise ValueError(f"classes must be those of the first call, {self.classes_}, got {classes}")
+            raise ValueError(
+                f"{type(self).__name__}: classes must be those of the first call, {self.classes_}, got {classes}"
+            )
         known = self.classes_
         if (known != known).any():
-            raise ValueError(f"classes must not have NaN, got {known}")
+            raise ValueError(f"{type(self).__name__}: classes must not have NaN, got {known}")
         places = _places(y, known)
         strange = list(dict.fromkeys(y[places < 0].tolist()))
         if strange:
-            raise ValueError(f"y has labels that are not in classes_, {known}: {strange[:10]}")
+            raise ValueError(f"{type(self).__name__}: y has labels that are not in classes_, {known}: {strange[:10]}")
         return places, 1 if len(known) == 2 else len(known)
 
-    def _loss(self, scores: Array, y: Array) -> tuple[Array, Array]:
-        """-log p(y) of each row, (rows, 1), and its gradient by the scores: p, less 1 at the truth."""
-        classes = np.arange(len(self.classes_))[-scores.shape[1] :]
-        truth = y[:, np.newaxis] == classes
-        total = _log_total(scores)
-        return total - np.where(truth, scores, 0).sum(axis=1, keepdims=True), np.exp(scores - total) - truth
+
+def _has_probabilities(model: LinearClassifier) -> bool:
+    if model.loss != "log_loss":
+        raise AttributeError(
+            f'{type(model).__name__}: there are probabilities with loss="log_loss" only, not {model.loss!r}'
+        )
+    return True
 
 
 def _log_total(scores: Array) -> Array:
@@ -436,15 +626,17 @@ def _log_total(scores: Array) -> Array:
 
 
 class LinearRegressor(RegressorMixin, _LinearModel):
-    """Linear regression of one or more targets, trained by minibatch gradient descent on the squared error.
+    """Linear regression of one or more targets, trained by minibatch gradient descent.
 
-    Minimises the mean over the rows of ``|x Wᵀ + b - y|²/2``, summed over the targets, plus ``alpha/2·|W|²``.
+    Minimises the mean over the rows of the loss, summed over the targets, plus ``alpha/2·|W|²``. With
+    ``loss="squared_error"`` it is d²/2 of the difference d = x Wᵀ + b - y, with ``"huber"`` |d| - 1/2 where |d| > 1.
 
     Parameters
     ----------
-    learning_rate : float
-        Of the mean gradient of a batch; constant. Steps along one row diverge from ``2/(|x|² + 1)``, 1 for the bias;
-        larger batches bear more.
+    loss : "squared_error" or "huber"
+    learning_rate : "auto" or float
+        As in `LinearClassifier`, with c = 4. Steps along one row diverge from ``2/(|x|² + 1)``, 1 for the bias; larger
+        batches bear more.
     batch_size, max_iter, alpha, fit_intercept, n_iter_no_change, shuffle, random_state, warm_start, verbose
         As in `LinearClassifier`.
     tol : float or None
@@ -454,7 +646,7 @@ class LinearRegressor(RegressorMixin, _LinearModel):
     ----------
     coef_ : ndarray of shape (n_features,), or (n_targets, n_features) if y was 2-D
     intercept_ : ndarray of shape (n_targets,), which is (1,) if y was 1-D
-    layer_, loss_curve_, n_iter_, n_features_in_, feature_names_in_
+    layer_, loss_curve_, n_iter_, learning_rate_, n_features_in_, feature_names_in_
         As in `LinearClassifier`.
 
     Examples
@@ -469,13 +661,15 @@ class LinearRegressor(RegressorMixin, _LinearModel):
     True
     """
 
+    _losses = "squared_error", "huber"
     _y_options: dict[str, bool] = {"multi_output": True, "y_numeric": True}  # noqa: RUF012
     _check_y = staticmethod(_check_numbers)
 
     def __init__(
         self,
         *,
-        learning_rate: float = 0.01,
+        loss: str = "squared_error",
+        learning_rate: float | str = "auto",
         batch_size: int = 32,
         max_iter: int = 1000,
         alpha: float = 0.0001,
@@ -488,6 +682,7 @@ class LinearRegressor(RegressorMixin, _LinearModel):
         verbose: bool = False,
     ) -> None:
         super().__init__(
+            loss=loss,
             learning_rate=learning_rate,
             batch_size=batch_size,
             max_iter=max_iter,
@@ -535,14 +730,11 @@ class LinearRegressor(RegressorMixin, _LinearModel):
             self._y_shape: tuple[int, ...] = y.shape[1:]
         elif y.shape[1:] != self._y_shape:
             shape = ("n_samples", *self._y_shape)
-            raise ValueError(f"y must have shape {shape} as in the first call, got {y.shape}".replace("'", ""))
+            raise ValueError(
+                f"{type(self).__name__}: y must have shape {shape} as in the first call, got {y.shape}".replace("'", "")
+            )
         y = y.reshape(len(y), -1)
         return y, y.shape[1]
-
-    def _loss(self, scores: Array, y: Array) -> tuple[Array, Array]:
-        """Half the squared error of each row, (rows, 1), and its gradient by the scores."""
-        error = scores - y
-        return (error * error).sum(axis=1, keepdims=True) / 2, error
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

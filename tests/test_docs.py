@@ -17,9 +17,16 @@ PAGES = [HOME / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG",
 PAGES += sorted(HOME.glob("docs/**/*.md"))
 PAGES = [page for page in PAGES if page.is_file()]
 PUBLIC = {
-    name: getattr(fastlinear, name) for name in fastlinear.__all__ if name not in ("__version__", "losses", "reference")
+    name: getattr(fastlinear, name)
+    for name in fastlinear.__all__
+    if name not in ("__version__", "activations", "losses", "reference")
 }
-PUBLIC |= {f"fastlinear.losses.{name}": getattr(fastlinear.losses, name) for name in fastlinear.losses.__all__}
+PUBLIC |= {
+    f"fastlinear.{module}.{name}": getattr(getattr(fastlinear, module), name)
+    for module in ("activations", "losses")
+    for name in getattr(fastlinear, module).__all__
+    if name != "NAMES"
+}
 PUBLIC |= {
     f"{kind.__name__}.{name}": getattr(kind, name)
     for kind in (Linear, Sequential)

@@ -4,6 +4,7 @@ They need the extra ``examples``; the last ones also ``mpi`` and an MPI (``mpiex
 result it has checked itself: a failed check is another exit status.
 """
 
+import math
 import os
 import re
 import shutil
@@ -70,15 +71,15 @@ def test_digits(example, tmp_path):
 
 
 def test_online(example):
-    """Every learner predicts the same of the stream, within one row in a thousand (the example checks that)."""
-    out = output(example("online.py", "--rows", "700"))
-    right = {
-        name: float(share) for name, share in re.findall(r"^(\S.*?) +(0\.\d{4}) +[\d,]+ +[\d,]+$", out, re.MULTILINE)
-    }
-    assert {"fastlinear", "NumPy", "scikit-learn"} <= set(right)
-    assert "PyTorch, by hand" in right or "PyTorch is not installed" in out
-    assert max(right.values()) - min(right.values()) <= 0.001
-    assert float(re.search(r"last 500 rows: (\S+)", out)[1]) >= 0.85
+    """The loss falls along the stream, and scikit-learn finds the same weights (the example checks that)."""
+    out = output(example("online.py", "--rows", "20000", "--compared", "2000"))
+    lines = re.findall(r"^ +(\S+) +(\S+) +([\d,]+)$", out, re.MULTILINE)
+    assert [int(rows.replace(",", "")) for _, _, rows in lines] == [*(2**k for k in range(15)), 20000]
+    assert float(lines[0][0]) == pytest.approx(math.log(2), abs=1e-6)
+    assert float(lines[-1][1]) < 0.5
+    assert re.findall(r"^(fastlinear|scikit-learn) +[\d,]+$", out, re.MULTILINE) == ["fastlinear", "scikit-learn"]
+    adaptive = output(example("online.py", "--rows", "20000", "--compared", "100", "--adaptive", "--lr", "0.3"))
+    assert float(re.search(r"progressive loss (\S+);", adaptive)[1]) < 0.6
 
 
 def test_control(example, tmp_path):
@@ -115,7 +116,7 @@ def test_control_gradient():
     ("name", "options", "message"),
     [
         ("digits.py", ["--epochs", "0"], "--epochs and --batch-size must be at least 1"),
-        ("online.py", ["--rows", "0"], "--rows must be at least 1"),
+        ("online.py", ["--rows", "0"], "--rows and --compared must be at least 1"),
         ("control.py", ["--iterations", "0"], "must be at least 1"),
         ("control.py", ["--iterations", "1"], "fewer than 95%"),
     ],
