@@ -12,7 +12,7 @@
                                                                   only a layer's learn calls
 
 `kind` is a place in reference.ACTIVATIONS. The arithmetic is in _activation.h, _loss.h and _optimiser.h; here are the
-choice of a function and the threads. setup.py compiles this file once for each instruction set, as it does _kernels.pyx.
+choice of a function and the threads. setup.py compiles this file once for each instruction set, like _kernels.pyx.
 """
 from cpython.pycapsule cimport PyCapsule_New
 from cython.parallel cimport prange
@@ -237,7 +237,8 @@ cdef void scale_loop(double factor, real* array, Py_ssize_t size) noexcept nogil
 cdef double learn_rows_loop(int loss, const real* x, Py_ssize_t x_row, const Py_ssize_t* order, const void* y,
                             const real* sample_weight, const double* lr, Py_ssize_t lr_step, double l2, real* weight,
                             real* bias, Py_ssize_t rows, Py_ssize_t features, real* room, double sum) noexcept nogil:
-    return learn_rows_of(loss, x, x_row, order, y, sample_weight, lr, lr_step, l2, weight, bias, rows, features, room, sum)
+    return learn_rows_of(loss, x, x_row, order, y, sample_weight, lr, lr_step, l2, weight, bias, rows, features, room,
+                         sum)
 
 
 cdef void adagrad_loop(const real* gradient, double lr, real* squares, real* parameter, Py_ssize_t size) noexcept nogil:

@@ -79,12 +79,13 @@ cdef enum:
     B_BLOCK = 256          # grad_weight: rows of x that a tile adds up before it goes back to memory
     A_BYTES = 1 << 19      # product: packed rows of one operand, which serve every panel of the other
     PANEL_BYTES = 1 << 18  # product: a panel of the other operand, packed or where it lies
-    RUN_BYTES = 1 << 16    # product: packed panels that a tile of rows passes in a row before the next tile does, so that
-                           # y is written in long pieces. One panel at a time (BLIS's order) costs 5 % at 1024 squared
-                           # and 256 rows, half with 32 rows: there y is most of what moves. Twice as much is no better
-    PACKED_STEPS = 16      # product: for sums of fewer terms than that the other operand is not packed: copying it costs
-                           # more than that its rows lie far apart (100 rows, 10 outputs: half). Of 16 to 40 terms, those
-                           # whose rows are a power of two apart lose a third if not packed, the others a tenth if packed
+    RUN_BYTES = 1 << 16    # product: packed panels that a tile of rows passes before the next tile does, so that y is
+                           # written in long pieces. One panel at a time (BLIS's order) costs 5 % at 1024 squared and
+                           # 256 rows, half with 32 rows: there y is most of what moves. Twice as much is no better
+    PACKED_STEPS = 16      # product: for sums of fewer terms than that the other operand is not packed: a copy costs
+                           # more than that its rows lie far apart (half, with 100 rows and 10 outputs). Of 16 to 40
+                           # terms, those whose rows are a power of two apart lose a third if not packed, the others a
+                           # tenth if packed
     WORTH_A_COPY = 2048    # grad_weight: for fewer multiply-adds than that it costs more to decide than to do
     FOLDED = 3             # product: a sum of fewer terms than that goes row by row, because memory is one stream
     FOLDED_BYTES = 1024    # then, if rows are that long; 8 terms are slower
@@ -243,9 +244,9 @@ cdef void product(Sum sum, real a_scale, const real* a, Py_ssize_t a_row, Py_ssi
 
 
 cdef void tiles(Sum sum, const real* a, Rows at, bint packed, Py_ssize_t a_panel, int high, const real* b,
-                Py_ssize_t b_row, Py_ssize_t wide, real* y, Py_ssize_t y_row, bint turned, Py_ssize_t rows, Py_ssize_t width,
-                Py_ssize_t n, const real* bias, bint first, bint far, char* scratch) noexcept nogil:
-    """The tiles of a panel of b, one under another: loop 1 of product()."""
+                Py_ssize_t b_row, Py_ssize_t wide, real* y, Py_ssize_t y_row, bint turned, Py_ssize_t rows,
+                Py_ssize_t width, Py_ssize_t n, const real* bias, bint first, bint far, char* scratch) noexcept nogil:
+    """The tiles of a run of panels of b, each `wide`, one row of tiles under another: loop 1 of product()."""
     cdef Py_ssize_t line = 64 // <Py_ssize_t> sizeof(real), r, c, some, begin, stop, across, tile_row
     cdef int tall
     cdef real* sums = <real*> (scratch + TURNED_AT)

@@ -1,5 +1,5 @@
-# What the compiled modules share: the kernels in use, what a call needs around them, the last look at arrays, memory that
-# Python cannot free, and the insides of a layer. _layer.pyx explains what has no words here.
+# What the compiled modules share: the kernels in use, what a call needs around them, the last look at arrays, memory
+# that Python cannot free, and the insides of a layer. _layer.pyx explains what has no words here.
 cimport cython
 cimport numpy as cnp
 from cpython.object cimport PyObject
@@ -34,7 +34,7 @@ cdef struct Work:
     char* scratch           # threads times SCRATCH_BYTES, and after that as many times the `more` that was asked for
     PyThreadState* state
 
-cdef Kernels* kernels_of(bint is_double) noexcept           # NULL for the reference, whose functions are kernel_module()'s
+cdef Kernels* kernels_of(bint is_double) noexcept   # NULL for the reference, which is kernel_module()
 cdef Elementwise* elementwise_of(bint is_double) noexcept
 cdef object kernel_module()
 cdef object elementwise_module()

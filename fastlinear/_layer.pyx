@@ -126,7 +126,7 @@ cdef inline int threads_now() noexcept nogil:
     return min(wanted, omp_get_thread_limit())
 
 
-cdef inline Kernels* kernels_of(bint is_double) noexcept:
+cdef Kernels* kernels_of(bint is_double) noexcept:
     """The kernels in use now, for float64 or float32; NULL for the reference."""
     cdef KernelTable* both = <KernelTable*> load_pointer(&kernel_table)
     if both == NULL:
@@ -152,13 +152,13 @@ cdef object elementwise_module():
     return elementwise
 
 
-cdef inline void release_gil(Work* work, double size) noexcept:
+cdef void release_gil(Work* work, double size) noexcept:
     """Let other Python threads run during that many multiply-adds, if they outlast the price."""
     work.threads = 1
     work.state = PyEval_SaveThread() if size >= WORTH_RELEASING else NULL
 
 
-cdef inline int begin(Work* work, double size, size_t more) except -1:
+cdef int begin(Work* work, double size, size_t more) except -1:
     """Get what kernels need for that many multiply-adds, and release the GIL if they outlast its price.
 
     With `more` bytes of scratch for each thread, for the caller itself: after the kernels' threads times SCRATCH_BYTES.
@@ -180,7 +180,7 @@ cdef inline int begin(Work* work, double size, size_t more) except -1:
     return 0
 
 
-cdef inline void end(Work* work) noexcept:
+cdef void end(Work* work) noexcept:
     if work.state != NULL:
         PyEval_RestoreThread(work.state)
 
@@ -354,15 +354,15 @@ cdef Parameter parameter_on(cnp.ndarray array):
     return p
 
 
-cdef inline cnp.ndarray array_of(Parameter p):
+cdef cnp.ndarray array_of(Parameter p):
     return None if p is None else p.array()
 
 
-cdef inline cnp.ndarray view_of(Parameter p):
+cdef cnp.ndarray view_of(Parameter p):
     return None if p is None else p.view()
 
 
-cdef inline Span span_of(Parameter p) noexcept:
+cdef Span span_of(Parameter p) noexcept:
     """The bytes of a parameter; none of None."""
     return Span(NULL, NULL) if p is None else p.span
 
@@ -954,7 +954,7 @@ cdef inline run_backward(Layer self, x, grad_output, out, double scale, bint inp
     return delivered(gx, out)
 
 
-cdef inline delivered(result, out):
+cdef delivered(result, out):
     """The result, in out if there is one. Where it was computed apart, out may overlap anything and lie anyhow."""
     if out is None or result is out:
         return result

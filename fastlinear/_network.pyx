@@ -35,7 +35,7 @@ cdef extern from "numpy/arrayobject.h":
 
 cdef enum:
     # Free to tune: no result depends on them.
-    BLOCK_BYTES = 1 << 17       # of the widest values of a block, so that what a stage has written is in L2 for the next
+    BLOCK_BYTES = 1 << 17   # of the widest values of a block, so that what a stage has written is in L2 for the next
     BLOCK_ROWS = 256            # but so many rows, because a block reads all weights (with 16 rows, backward through
                                 # layers of 1024 takes three times as long),
     MOST_BLOCK_BYTES = 1 << 20  # unless they take more scratch than this
@@ -272,8 +272,8 @@ cdef class Tape:
         return True
 
     cdef Span span(self) noexcept:
-        cdef char* begin = <char*> self.memory.begin
-        return Span(begin, begin + self.memory.nbytes)
+        cdef char* first = <char*> self.memory.begin
+        return Span(first, first + self.memory.nbytes)
 
 
 cdef Tape new_tape(Network net, cnp.ndarray x):
@@ -378,7 +378,8 @@ cdef class Network(Model):
     cdef inline bint apart_from_parameters(self, Span a) noexcept:
         cdef int s
         for s in range(self.depth):
-            if not (apart(a, (<Layer> self.stages[s].layer).w_span) and apart(a, (<Layer> self.stages[s].layer).b_span)):
+            if not (apart(a, (<Layer> self.stages[s].layer).w_span)
+                    and apart(a, (<Layer> self.stages[s].layer).b_span)):
                 return False
         return True
 
@@ -443,7 +444,7 @@ cdef class Network(Model):
         return 0
 
     def _store(self, list values):
-        """Copy a (weight, bias or None) for each layer, of the very shape and dtype, into the parameters: all or none."""
+        """Copy a (weight, bias or None) for each layer, of the shape and dtype, into the parameters, all or none."""
         cdef Layer layer
         cdef int s
         self.check_bound()
@@ -645,11 +646,11 @@ cdef class Network(Model):
 
     # ---- the reference, in NumPy
 
-    cdef cnp.ndarray matrix(self, char* begin, Py_ssize_t rows, Py_ssize_t columns):
+    cdef cnp.ndarray matrix(self, char* first, Py_ssize_t rows, Py_ssize_t columns):
         """An array on memory that outlasts the call."""
         cdef cnp.npy_intp shape[2]
         shape[0], shape[1] = rows, columns
-        return cnp.PyArray_SimpleNewFromData(2, shape, self.typenum, begin)
+        return cnp.PyArray_SimpleNewFromData(2, shape, self.typenum, first)
 
     cdef cnp.ndarray new_matrix(self, Py_ssize_t rows, Py_ssize_t columns):
         cdef cnp.npy_intp shape[2]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
 
     from numpy.typing import NDArray
 
-    from fastlinear._optimisers import Model
+    from fastlinear._optimisers import _Model as Model
 
     Array = NDArray[Any]
     Settings = dict[str, Any]
