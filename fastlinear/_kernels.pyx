@@ -267,7 +267,9 @@ cdef void tiles(Sum sum, const real* a, Rows at, bint packed, Py_ssize_t a_panel
             if sum == FORWARD:
                 a_tile = a + (r // high * a_panel if packed else r * at.row)
                 end.y, end.row, end.first = tile, tile_row, turned or first
-                end.bias = NULL if turned else <const void*> bias
+                end.bias = bias
+                if turned:
+                    end.bias = NULL
                 lanes(tall, <int> width, a_tile, at.row, at.lane, at.step, b, n, &end, high * at.row if far else 0)
             else:
                 a_tile = a + (r * n if packed else r * at.row)

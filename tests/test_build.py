@@ -25,7 +25,7 @@ pytestmark = pytest.mark.thread_unsafe(reason="looks at the process")
 
 PACKAGE = str(Path(fastlinear.__file__).parent)
 ROOT = Path(__file__).parents[1]
-BUILT_ONCE = ("_layer", "_losses", "_network", "_optimisers")
+BUILT_ONCE = ("_layer", "_learn", "_losses", "_network", "_optimisers")
 """The modules that every instruction set shares."""
 
 x86_linux = pytest.mark.skipif(

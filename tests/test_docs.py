@@ -55,9 +55,10 @@ def threads():
 
 
 def run(text, names, where):
-    """Each example gives what stands below it."""
+    """Each example gives what stands below it, whatever another page has told NumPy about printing."""
     test = doctest.DocTestParser().get_doctest(text, names, where, where, 0)
-    assert doctest.DocTestRunner(optionflags=doctest.REPORT_NDIFF).run(test).failed == 0
+    with np.printoptions(precision=8, suppress=False):
+        assert doctest.DocTestRunner(optionflags=doctest.REPORT_NDIFF).run(test).failed == 0
 
 
 @pytest.mark.thread_unsafe
