@@ -381,7 +381,7 @@ def clip_grad_norm(model, max_norm, error_if_nonfinite=False):
     >>> layer.backward_params([3, 4], [1])
     >>> clip_grad_norm(layer, 1.0)
     5.0
-    >>> layer.grad_weight
+    >>> layer.grad_weight.round(3)
     array([[0.6, 0.8]], dtype=float32)
     """
     cdef double most = not_negative("clip_grad_norm: max_norm", max_norm)
