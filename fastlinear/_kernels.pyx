@@ -160,7 +160,8 @@ cdef void product(Sum sum, real a_scale, const real* a, Py_ssize_t a_row, Py_ssi
     along cols.
     """
     cdef Py_ssize_t size = sizeof(real), line = 64 // size
-    cdef Py_ssize_t k_block = (K_BLOCK_BYTES // size if sum == FORWARD else O_BLOCK if sum == FRESH else B_BLOCK)
+    cdef Py_ssize_t k_block = (K_BLOCK_BYTES // size if sum == FORWARD else O_BLOCK if sum == FRESH
+                               else B_BLOCK if rows > 1 else STREAMS)
     cdef Py_ssize_t k0, n, r0, r1, r, c0, c, width, some, most, wide, run, a_panel, block, b_row
     cdef int high, tall
     cdef Rows at
@@ -360,6 +361,8 @@ cdef Way cheapest_way(Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t outs,
             dots += 0.13
         packed = 0.88 + 3.4 * lanes / in_features + 8.6 / batch + 6.5 / outs + 0.75 * waste(outs, lanes // 2)
         turned = 0.83 + 4.4 * lanes / in_features + 9.5 / outs + 6.0 / batch + 0.98 * waste(batch, lanes // 2)
+        if in_features * outs * <Py_ssize_t> sizeof(real) > PAST_L2_BYTES and batch > 2 * lanes:
+            turned += 0.4   # W passes once for each panel of x; fitted by hand, because it matters most at large sizes
     if dots <= packed and dots <= turned:
         return DOTS
     return PACKED_W if packed <= turned else TURNED
