@@ -22,7 +22,9 @@ def hold(isa: str | None = None) -> str:
     The libraries read these variables when they are loaded, so that setting them here would be too late.
     """
     if isa is None:
-        from fastlinear import isa
+        import fastlinear
+
+        isa = fastlinear.isa
     wanted = {"FASTLINEAR_ISA": isa} | (PEERS_TO_AVX2 if isa == "avx2" else {})
     if any(os.environ.get(name) != value for name, value in wanted.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | wanted)

@@ -137,8 +137,7 @@ def write(runs: Runs, hunts: Hunts) -> str:
 
 def claim(hunts: Hunts) -> str:
     """The sentence that the hunts bear out, and in another one the losses by kind."""
-    found = {isa: points_of(there) for isa, there in hunts.items()}
-    found = {ISA_LABELS[isa]: summary(points) for isa, points in found.items() if points}
+    found = {ISA_LABELS[isa]: summary(points) for isa, there in hunts.items() if (points := points_of(there))}
     if not found:
         return ""
     counts = listed(f"{f['first']} of {f['points']} on {isa}" for isa, f in found.items())
