@@ -1,13 +1,17 @@
-"""What the figures must reach, one row for each bar; a pure function of the results."""
+"""What the figures must reach, one row for each bar; a pure function of the results of one instruction set.
+
+What a run did not measure has no row, or a row of the points that there are.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
-from measure import LARGE, MEMORY_OPERATIONS, Figures, best_peer, ratio
-from peers import DTYPES, GRID_SHAPES, NARROW, OURS, Case
+from hunt import FLOOR, points_of, summary
+from measure import MEMORY_OPERATIONS, Figures, best_peer, ratio
+from peers import DTYPES, GRID_SHAPES, OURS, Case
 
 
 class Bar(NamedTuple):
@@ -26,7 +30,7 @@ def at_most(what: str, bar: float, value: float, unit: str = "", where: str = ""
 
 
 def digits(value: float) -> int:
-    return 2 if abs(value) < 20 else 0
+    return 2 if abs(value) < 20 else 1 if abs(value) < 100 else 0
 
 
 def geometric_mean(values: Iterable[float]) -> float:
@@ -44,90 +48,123 @@ def place(point: Figures) -> str:
     return f"{point['in_features']}×{point['out_features']}, {rows}, {point['dtype']}"
 
 
-def worst(points: Iterable[Figures], value) -> tuple[float, Figures]:
+def worst(points: Iterable[Figures], value: Callable[[Figures], float]) -> tuple[float, Figures]:
     """The point where value is least, with its value."""
     return min(((value(point), point) for point in points), key=lambda pair: pair[0])
 
 
-def bars(results: Figures) -> list[Bar]:
-    return [bar for part in (grid, calls, steps, limits, cliffs, threads, rest) for bar in part(results)]
+def ceilings(limits: Figures) -> dict[str, float]:
+    """The read bandwidth from each cache, at half its size, and from memory."""
+    best = {int(size): max(streams.values()) for size, streams in limits["read"].items()}
+    half = {name: best.get(size // 2) for name, size in limits["caches"].items()}
+    return {name: rate for name, rate in half.items() if rate} | {"memory": best[max(best)]}
+
+
+def bars(results: Figures, hunts: list[dict[str, Any]], isa: str) -> list[Bar]:
+    parts = (grid, calls, steps, limits, vectors, cliffs, threads)
+    return [*hunting(hunts, isa), *(bar for part in parts for bar in part(results))]
+
+
+HUNT_MEANS = {"avx512": 3.0, "avx2": 3.3}
+
+
+def hunting(hunts: list[dict[str, Any]], isa: str) -> Iterable[Bar]:
+    if not (points := points_of(hunts)) or isa not in HUNT_MEANS:
+        return
+    found = summary(points)
+    least, point = worst(points, lambda point: point["ratio"])
+    where = f" ({point['operation']}, {place(point)}; below at {len(found['below'])} of {len(points)})"
+    yield at_least("hunt: best peer's time over ours, worst point", FLOOR, least, "", where)
+    mean = at_least("hunt: the same, geometric mean", HUNT_MEANS[isa], found["mean"])
+    yield mean._replace(bar="≥ 3 on AVX-512, 3.3 on AVX2")
 
 
 def grid(results: Figures) -> Iterable[Bar]:
-    for operation, mean in (("forward", 1.6), ("backward", 1.8)):
+    for operation, points in results["grid"].items():
         for dtype in DTYPES:
-            points = [point for point in results["grid"][operation] if point["dtype"] == dtype]
-            if not points:
-                continue
-            ratios = [ratio(point["seconds"]) for point in points]
-            lost = sum(value < 1 for value in ratios)
-            least, point = worst(points, lambda point: ratio(point["seconds"]))
-            where = f" ({place(point)}: {best_peer(point['seconds'])}; below 1.0 at {lost} of {len(points)} points)"
-            yield at_least(f"{operation}, {dtype}: best peer's time over ours, worst point", 1.0, least, "", where)
-            yield at_least(f"{operation}, {dtype}: the same, geometric mean", mean, geometric_mean(ratios))
+            some = [point for point in points if point["dtype"] == dtype]
+            least, point = worst(some, lambda point: ratio(point["seconds"]))
+            lost = sum(ratio(point["seconds"]) < 1 for point in some)
+            where = f" ({place(point)}; below at {lost} of {len(some)})"
+            yield at_least(f"grid, {operation}, {dtype}: best peer's time over ours, worst point", 1, least, "", where)
+            mean = geometric_mean(ratio(point["seconds"]) for point in some)
+            yield at_least(f"grid, {operation}, {dtype}: the same, geometric mean", 2, mean)
+
+
+ENTRY_POINTS = {
+    "layer.forward(x, out=y)": 0.6,
+    "layer(x)": 1.2,
+    "layer.backward(x, g, out=gx)": 1.2,
+    "layer.backward_update(x, g, lr, out=gx)": 1.2,
+    "layer.zero_grad()": 1,
+    "layer.weight": 1,
+    "layer.weight = weight": 4,
+    "layer.weight -= change": 12,
+    "layer.forward(strided, out=y)": 10,
+    "wide.forward(x, out=y64)": 10,
+}
+"""In copies of four floats."""
 
 
 def calls(results: Figures) -> Iterable[Bar]:
     found = results["calls"]
-    call, out = found["fastlinear"]["layer(x)"], found["fastlinear"]["layer.forward(x, out=y)"]
-    pairs = {
-        statement.partition("(")[0]: time / out for statement, time in found["numpy"].items() if "out=" in statement
-    }
-    where = f" ({', '.join(f'{name}: {value:.1f}' for name, value in pairs.items())})"
-    yield at_least("`layer(x)` at 5→4 against `W @ x + b`", 8, found["numpy"]["W @ x + b"] / call, "×")
-    yield at_most("`layer(x)` at 5→4 against `y.copy()`", 1.5, call / found["floor"]["y.copy()"], "×")
-    yield at_least("`layer.forward(x, out=y)` at 5→4 against NumPy's `out=` pair", 15, min(pairs.values()), "×", where)
+    ours, copy = found[OURS], found["floor"]["y.copy()"]
+    for statement, bar in ENTRY_POINTS.items():
+        if statement in ours:
+            yield at_most(f"`{statement}` at 5→4 against `y.copy()`", bar, ours[statement] / copy, "×")
+    call, out = ours["layer(x)"], ours["layer.forward(x, out=y)"]
+    yield at_least("`layer(x)` at 5→4 against NumPy's `W @ x + b`", 10, found["numpy"]["W @ x + b"] / call, "×")
+    [pair] = [time for statement, time in found["numpy"].items() if statement.startswith("np.matmul")]
+    yield at_least("`layer.forward(x, out=y)` at 5→4 against NumPy's `np.matmul` and `np.add`", 18, pair / out, "×")
 
 
 def steps(results: Figures) -> Iterable[Bar]:
-    points = results["steps"]
-    if "torch" not in points[0]["seconds"]:
-        return
-    for (inputs, outputs), autograd, by_hand in (((5, 4), 300, 30), *((shape, 6, 1.5) for shape in LARGE)):
-        here = [p for p in points if (p["in_features"], p["out_features"]) == (inputs, outputs)]
-        for name, what, bar in (("autograd", "autograd and SGD", autograd), ("torch", "written by hand", by_hand)):
-            # One row may come as a vector or as a batch of one: ours at its worse, PyTorch at its better.
-            value = min(p["seconds"][name] for p in here) / max(p["seconds"][OURS] for p in here)
-            yield at_least(f"online step at {inputs}→{outputs} against PyTorch's, {what}", bar, value, "×")
-    last = points[-1]["seconds"]
-    yield at_least("training step at 784×256, 32 rows, against PyTorch's, written by hand", 1.5,
-                   last["torch"] / last[OURS], "×")  # fmt: skip
+    points = [
+        p for p in results["steps"] if (p["in_features"], p["out_features"]) == (5, 4) and "torch" in p["seconds"]
+    ]
+    if points:
+        least, point = worst(points, lambda p: p["seconds"]["torch"] / p["seconds"][OURS])
+        yield at_least("online step at 5→4 against PyTorch's by hand, worst of vector and one row", 30, least, "×",
+                       f" ({place(point)})")  # fmt: skip
+
+
+def peak(point: Figures) -> float:
+    """The time of as many multiply-adds on registers, over ours."""
+    return min(time for name, time in point["seconds"].items() if name.isdigit()) / point["seconds"][OURS]
 
 
 def limits(results: Figures) -> Iterable[Bar]:
-    def peak(point: Figures, ours: str, most: int = 512) -> float:
-        seconds = point["seconds"]
-        return (
-            min(seconds[bits] for bits in ("128", "256", "512") if bits in seconds and int(bits) <= most)
-            / seconds[ours]
-        )
-
     for dtype in DTYPES:
         points = [point for point in results["compute"] if point["dtype"] == dtype]
-        least, point = worst(points, lambda point: peak(point, OURS))
-        yield at_least(f"forward, grad_input, grad_weight at 1024² and 4096², 256 rows, {dtype}: part of the FMA peak",
-                       0.9, least, "", f" ({point['operation']}, {place(point)})")  # fmt: skip
-        if NARROW in points[0]["seconds"]:
-            least, point = worst(points, lambda point: peak(point, NARROW, 256))
-            yield at_least(f"the same with the AVX2 build, {dtype}: part of the 256-bit FMA peak", 0.9, least, "",
-                           f" ({point['operation']}, {place(point)})")  # fmt: skip
-    for operation, bar in zip(MEMORY_OPERATIONS, (0.9, 0.85, 0.85), strict=True):
-        points = [point for point in results["memory"] if point["operation"] == operation]
-        least, point = worst(points, passes)
-        limit = "a read-modify-write pass over W" if operation == "backward_update" else "the read bandwidth over W"
-        yield at_least(f"vector {operation} at 1024² and 4096²: part of {limit}", bar, least, "", f" ({place(point)})")
-    narrow = [point for point in results["grid"]["forward"] if NARROW in point["seconds"]]
-    if narrow:
-        least, point = worst(narrow, lambda point: ratio(point["seconds"], NARROW))
-        lost = sum(ratio(point["seconds"], NARROW) < 0.8 for point in narrow)
-        where = f" ({place(point)}: {best_peer(point['seconds'])}; below at {lost} of {len(narrow)})"
-        yield at_least("AVX2 build, forward: best peer's time over ours, worst point", 0.8, least, "", where)
+        least, point = worst(points, peak)
+        yield at_least(f"forward, grad_input, grad_weight, 256 rows, {dtype}: part of the multiply-add peak", 0.9,
+                       least, "", f" ({point['operation']}, {place(point)}; worst of {len(points)})")  # fmt: skip
+        points = [point for point in points if "numpy" in point["seconds"]]
+        if points:
+            least, point = worst(points, lambda point: point["seconds"]["numpy"] / point["seconds"][OURS])
+            yield at_least(f"the same, {dtype}: NumPy's time over ours", 1, least, "",
+                           f" ({point['operation']}, {place(point)}; worst of {len(points)})")  # fmt: skip
 
 
 def passes(point: Figures) -> float:
     """The time of the fastest pass over W, over ours."""
     seconds = point["seconds"]
-    return min(time for name, time in seconds.items() if name != OURS) / seconds[OURS]
+    return min(time for name, time in seconds.items() if name.startswith(("read", "rewrite"))) / seconds[OURS]
+
+
+def vectors(results: Figures) -> Iterable[Bar]:
+    for operation in MEMORY_OPERATIONS:
+        points = [point for point in results["memory"] if point["operation"] == operation]
+        if not points:
+            continue
+        least, point = worst(points, passes)
+        where = f" ({place(point)}; worst of {len(points)})"
+        yield at_least(f"vector {operation}, W in L2, L3, memory: part of a plain pass over W", 0.9, least, "", where)
+        points = [point for point in points if best_peer(point["seconds"])]
+        if points:
+            least, point = worst(points, lambda point: ratio(point["seconds"]))
+            where = f" ({place(point)}; worst of {len(points)})"
+            yield at_least(f"vector {operation}, the same: best peer's time over ours", 1, least, "", where)
 
 
 def cliff(sizes: list[int], seconds: list[float]) -> tuple[float, int, int]:
@@ -141,46 +178,34 @@ def cliff(sizes: list[int], seconds: list[float]) -> tuple[float, int, int]:
 
 
 def cliffs(results: Figures) -> Iterable[Bar]:
-    for curve_batch, name in ((0, "vector"), (32, "32 rows")):
-        curves = [c for c in results["sizes"] if c["library"] == OURS and c["batch"] == curve_batch]
-        (most, size, larger), curve = max(
-            ((cliff(c["sizes"], c["seconds"]), c) for c in curves), key=lambda pair: pair[0]
-        )
-        over = sum(cliff(c["sizes"], c["seconds"])[0] > 1.25 for c in curves)
-        yield at_most(f"in = out = 1..300, {name}, all operations: a size over any larger one", 1.25, most, "×",
-                      f" ({curve['operation']}, {curve['dtype']}: {size} over {larger}; over the bar in {over} of "
+    for batch, name in ((0, "vector"), (32, "32 rows")):
+        curves = [c for c in results["sizes"] if c["library"] == OURS and c["batch"] == batch]
+        found = [(cliff(c["sizes"], c["seconds"]), c) for c in curves]
+        (most, size, larger), curve = max(found, key=lambda pair: pair[0])
+        over = sum(most > 1.25 for (most, *_), _ in found)
+        yield at_most(f"in = out = 1..300, {name}, all operations: a size's time over any larger one's", 1.25, most,
+                      "×", f" ({curve['operation']}, {curve['dtype']}: {size} over {larger}; over the bar in {over} of "
                       f"{len(curves)} curves)")  # fmt: skip
 
 
 def threads(results: Figures) -> Iterable[Bar]:
-    points = results["threads"].get(OURS)
-    if not points:
-        return
+    points = results["threads"].get(OURS, [])
 
     def gain(point: Figures) -> float:
         return point["seconds"]["1"] / point["seconds"]["2"]
 
-    def where(point: Figures) -> str:
-        return f" ({point['operation']}, {place(point)})"
+    def bar(what: str, limit: float, some: list[Figures]) -> Iterable[Bar]:
+        if some:
+            least, point = worst(some, gain)
+            lost = sum(gain(point) < limit for point in some)
+            yield at_least(f"two threads, {what}: speed-up", limit, least, "×",
+                           f" ({point['operation']}, {place(point)}; below at {lost} of {len(some)})")  # fmt: skip
 
-    square = [p for p in points if (p["in_features"], p["out_features"], p["batch"]) == (1024, 1024, 256)]
-    least, point = worst(square, gain)
-    yield at_least("two threads at 1024², 256 rows, every operation: speed-up", 1.8, least, "×", where(point))
-    vector = [p for p in points if (p["in_features"], p["batch"]) == (2048, 0)]
-    least, point = worst(vector, gain)
-    yield at_least("two threads, vector forward at 2048²: speed-up", 1.6, least, "×", where(point))
-    all_points = [p for p in points if (p["in_features"], p["out_features"]) in GRID_SHAPES]
-    least, point = worst(all_points, gain)
-    lost = sum(gain(p) < 0.97 for p in all_points)
-    yield at_least("two threads, forward and backward on the grid: worst point", 0.97, least, "×",
-                   f"{where(point)[:-1]}; below at {lost} of {len(all_points)})")  # fmt: skip
+    def at(shape: tuple[int, int], batch: int) -> list[Figures]:
+        return [p for p in points if (p["in_features"], p["out_features"], p["batch"]) == (*shape, batch)]
 
-
-def rest(results: Figures) -> Iterable[Bar]:
-    yield at_most("`import fastlinear` after `import numpy`", 10, 1e3 * results["import"]["fastlinear"], " ms")
-    if results["wheel"]:
-        yield at_most("wheel", 2, results["wheel"] / 1e6, " MB")
-    held = results["allocations"]
-    with_out = max(held[statement] for statement in held if "out=" in statement)
-    yield at_most("memory a call with `out=` takes, as tracemalloc sees it", 0, with_out, " bytes")
-    yield at_most("the same without `out=`, beyond the result", 256, held["layer(x)"] - held["output"], " bytes")
+    yield from bar("1024², 256 rows, each operation", 1.8, at((1024, 1024), 256))
+    yield from bar("training step at 784×256, 256 rows", 1.9,
+                   [p for p in at((784, 256), 256) if p["operation"] == "training_step"])  # fmt: skip
+    yield from bar("forward and backward on the grid, worst point", 0.97,
+                   [p for p in points if (p["in_features"], p["out_features"]) in GRID_SHAPES])  # fmt: skip

@@ -27,31 +27,38 @@ FMA(fma_float64_512, double, 64)
 #endif
 
 /* Passes over `lines` cache lines (a multiple of LINES), which are read as 1, 2 or 4 streams side by side: a
-   prefetcher follows several at once. */
-enum { LINES = 8, FLOATS = 16 };
-typedef float line __attribute__((vector_size(64)));
+   prefetcher follows several at once. Vectors are as wide as the registers: wider ones would be split through memory. */
+#if defined(__AVX512F__)
+enum { WIDTH = 64 };
+#elif defined(__AVX__)
+enum { WIDTH = 32 };
+#else
+enum { WIDTH = 16 };
+#endif
+enum { LINES = 8, PARTS = 64 / WIDTH, SUMS = 8 };
+typedef float vector __attribute__((vector_size(WIDTH)));
 
 #define PASS(streams, action)                                                                                          \
     for (; passes > 0; passes--)                                                                                       \
         for (long part = lines / streams, n = 0; n < part; n += LINES / streams)                                       \
             _Pragma("GCC unroll 8") for (int s = 0; s < streams; s++)                                                  \
-                _Pragma("GCC unroll 8") for (int l = 0; l < LINES / streams; l++) {                                    \
-                    line *at = a + s * part + n + l;                                                                   \
+                _Pragma("GCC unroll 32") for (int l = 0; l < LINES / streams * PARTS; l++) {                           \
+                    vector *at = a + (s * part + n) * PARTS + l;                                                       \
                     action;                                                                                            \
                 }
 
 #define READ(streams)                                                                                                  \
-    float read_##streams(line *a, long lines, long passes)                                                             \
+    float read_##streams(vector *a, long lines, long passes)                                                           \
     {                                                                                                                  \
-        line acc[LINES] = {{0}};                                                                                       \
-        PASS(streams, acc[s * (LINES / streams) + l] += *at)                                                           \
-        _Pragma("GCC unroll 8") for (int l = 1; l < LINES; l++) acc[0] += acc[l];                                      \
+        vector acc[SUMS] = {{0}};                                                                                      \
+        PASS(streams, acc[(s * (LINES / streams * PARTS) + l) % SUMS] += *at)                                          \
+        _Pragma("GCC unroll 8") for (int l = 1; l < SUMS; l++) acc[0] += acc[l];                                       \
         return acc[0][0];                                                                                              \
     }
 
 /* a = a * m + c: with m = 1 and c = 0 the memory stays as it is. */
 #define REWRITE(streams)                                                                                               \
-    void rewrite_##streams(line *a, long lines, long passes, float m, float c)                                         \
+    void rewrite_##streams(vector *a, long lines, long passes, float m, float c)                                       \
     {                                                                                                                  \
         PASS(streams, *at = *at * m + c)                                                                               \
     }

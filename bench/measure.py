@@ -21,7 +21,7 @@ from typing import Any
 import machine
 import numpy as np
 import peers
-from peers import NARROW, OURS, PEERS, Case
+from peers import OURS, PEERS, Case
 from timing import Work, interleave
 from tqdm import tqdm
 
@@ -30,10 +30,14 @@ import fastlinear
 Figures = dict[str, Any]
 LABELS = {OURS: "fastlinear", "numpy": "NumPy", "torch": "PyTorch", "onnxruntime": "ONNX Runtime",
           "autograd": "PyTorch autograd + SGD", "floor": "floor"}  # fmt: skip
+ISA_LABELS = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": "baseline", "neon": "NEON", "reference": "reference"}
 LARGE = [(1024, 1024), (4096, 4096)]
+PARTS = ("limits", "calls", "steps", "grid", "compute", "memory", "roofline", "sizes", "subnormals", "threads", "rest")
+COMPUTE_SHAPES = [(256, 256), (784, 256), (931, 458), *LARGE]
 COMPUTE_BATCH = 256
 COMPUTE_OPERATIONS = ["forward", "grad_input", "grad_weight"]
-MEMORY_OPERATIONS = ["forward", "grad_input", "backward_update"]
+MEMORY_SHAPES = [(256, 256), *LARGE]
+MEMORY_OPERATIONS = ["forward", "grad_input", "grad_weight", "backward_update"]
 SIZE_OPERATIONS = ["forward", "grad_input", "grad_weight", "backward", "backward_update"]
 SIZE_BATCHES = [0, 32]
 SIZE_PEERS = [OURS, "numpy", "torch"]
@@ -68,23 +72,25 @@ def limits(seconds: float) -> Figures:
 
 
 def compute(shapes: list[tuple[int, int]], seconds: float) -> list[Figures]:
-    """Large products, taking turns with as many operations on registers alone (named by their width in bits)."""
+    """Large products, taking turns with NumPy's and with as many operations on registers alone (named by their width
+    in bits)."""
     points = []
     for dtype, shape, operation in tqdm(list(product(peers.DTYPES, shapes, COMPUTE_OPERATIONS)), "compute limit"):
         case = Case(*shape, COMPUTE_BATCH, dtype)
-        works = peers.works(operation, case, installed([OURS, NARROW]))
+        works = peers.works(operation, case, [OURS, "numpy"])
         works |= {str(bits): machine.fma(dtype, bits, peers.flops(operation, case)) for bits in machine.widths()[-2:]}
         points.append(figure(operation, case, interleave(works, seconds)))
     return points
 
 
-def memory(seconds: float) -> list[Figures]:
-    """Vectors, taking turns with a pass over the same W (read or rewritten, in 1, 2 and 4 streams)."""
+def memory(shapes: list[tuple[int, int]], seconds: float) -> list[Figures]:
+    """Vectors, taking turns with the peers and with a pass over the same W (read or rewritten, in 1, 2 and 4
+    streams)."""
     points = []
-    for dtype, shape, operation in tqdm(list(product(peers.DTYPES, LARGE, MEMORY_OPERATIONS)), "memory limit"):
+    for dtype, shape, operation in tqdm(list(product(peers.DTYPES, shapes, MEMORY_OPERATIONS)), "memory limit"):
         case = Case(*shape, 0, dtype)
-        works = peers.works(operation, case, [OURS])
-        limit = machine.rewrite if operation == "backward_update" else machine.read
+        works = peers.works(operation, case, installed([OURS, *PEERS]))
+        limit = machine.rewrite if operation in ("grad_weight", "backward_update") else machine.read
         weight = works[OURS].names["W"]
         works |= {f"{limit.__name__} {n}": limit(weight, n) for n in machine.STREAMS}
         points.append(figure(operation, case, interleave(works, seconds)))
@@ -144,6 +150,9 @@ def calls(seconds: float) -> dict[str, dict[str, float]]:
     """What a call costs where there is next to nothing to compute: seconds, by group and statement."""
     case = Case(*SMALLEST_CALL, 0, "float32")
     names = peers.LIBRARIES[OURS].names(case)
+    names["strided"] = np.repeat(names["x"], 2)[::2]
+    names["weight"], names["change"] = names["W"].copy(), np.zeros_like(names["W"])
+    names["wide"], names["y64"] = names["layer"].astype(np.float64), names["y"].astype(np.float64)
     groups: dict[str, dict[str, Work]] = {
         "floor": {
             "[].clear()": Work("empty.clear()", {"empty": []}),
@@ -158,6 +167,13 @@ def calls(seconds: float) -> dict[str, dict[str, float]]:
                 "layer.backward_params(x, g)",
                 "layer.backward(x, g, out=gx)",
                 "layer.backward_update(x, g, lr, out=gx)",
+                "layer.step(lr)",
+                "layer.zero_grad()",
+                "layer.weight",
+                "layer.weight = weight",
+                "layer.weight -= change",
+                "layer.forward(strided, out=y)",
+                "wide.forward(x, out=y64)",
             ]
         },
         "numpy": {"W @ x + b": Work("W @ x + b", names)},
@@ -186,21 +202,29 @@ def steps(seconds: float) -> list[Figures]:
 
 
 def sizes(seconds: float, every: int = 1) -> list[Figures]:
-    """in = out = 1..300, each operation: a curve of seconds for each library, of fewer points for the peers."""
+    """in = out = 1..300: a curve of seconds for each operation and library, of fewer points for the peers.
+
+    At each size all operations and libraries take turns, on the same arrays: curves that were measured one after
+    another show the moments of the machine, so that a part of an operation can seem slower than the whole.
+    """
     curves = []
-    for operation, batch, dtype in tqdm(list(product(SIZE_OPERATIONS, SIZE_BATCHES, peers.DTYPES)), "sizes"):
-        compared = installed(SIZE_PEERS if operation in ("forward", "backward") else SIZE_PEERS[:1])
-        for library in compared:
-            works, grid = {}, range(1, 301, every if library == OURS else max(every, 5))
-            for size in grid:
-                works |= {size: peers.works(operation, Case(size, size, batch, dtype), [library])[library]}
-            sweep(list(works.values()), seconds)
-            if library == OURS:
-                for _ in range(3):  # a size that looks slow, and the larger one that shows it, are timed once more
-                    sweep([works[size] for pair in cliffs(works) for size in pair], seconds)
-            curve = [work.median for work in works.values()]
-            curves.append({"operation": operation, "batch": batch, "dtype": dtype, "library": library,
-                           "sizes": list(grid), "seconds": curve})  # fmt: skip
+    for batch, dtype in tqdm(list(product(SIZE_BATCHES, peers.DTYPES)), "sizes"):
+        keys = [(operation, library) for operation in SIZE_OPERATIONS for library in installed(SIZE_PEERS)
+                if library == OURS or operation in ("forward", "backward")]  # fmt: skip
+        works: dict[tuple[str, str], dict[int, Work]] = {key: {} for key in keys}
+        for size, (operation, library) in product(range(1, 301), keys):
+            if (size - 1) % (every if library == OURS else max(every, 5)) == 0:
+                case = Case(size, size, batch, dtype)
+                works[operation, library][size] = peers.works(operation, case, [library])[library]
+        sweep([work for size in range(1, 301) for at in works.values() if (work := at.get(size))], seconds)
+        for _ in range(3):  # a size that looks slow, and the larger one that shows it, are timed once more
+            sweep([at[size] for (_, name), at in works.items() if name == OURS for pair in cliffs(at) for size in pair],
+                  seconds)  # fmt: skip
+        curves += [
+            {"operation": operation, "batch": batch, "dtype": dtype, "library": library, "sizes": list(at),
+             "seconds": [work.median for work in at.values()]}
+            for (operation, library), at in works.items()
+        ]  # fmt: skip
     return curves
 
 
@@ -275,13 +299,14 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
 THREADS_CASES = [
     *[(operation, Case(1024, 1024, 256, dtype)) for operation in SIZE_OPERATIONS for dtype in peers.DTYPES],
     *[("forward", Case(2048, 2048, 0, dtype)) for dtype in peers.DTYPES],
+    *[("training_step", Case(784, 256, 256, dtype)) for dtype in peers.DTYPES],
 ]
 
 
 def threads(grid: list[Case], seconds: float) -> dict[str, list[Figures]]:
     """Two threads: ours also on the grid, the peers at the large cases."""
     everywhere = [(operation, case) for operation in ("forward", "backward") for case in grid]
-    found = {OURS: alone(speed_up, [*THREADS_CASES, *everywhere], 2, seconds)}
+    found = {OURS: alone(speed_up, list(dict.fromkeys([*THREADS_CASES, *everywhere])), 2, seconds)}
     return found | {name: alone(peer_threads, name, THREADS_CASES, 2, seconds) for name in installed(PEERS)}
 
 

@@ -187,13 +187,14 @@ def onnxruntime_names(case: Case) -> dict[str, Any]:
 
 
 class Library(NamedTuple):
-    """Where the names come from, what is run, and what must be importable."""
+    """Where the names come from, what is run, what must be importable, and whether hold.py can hold it to AVX2."""
 
     names: Callable[[Case], dict[str, Any]]
     vector: dict[str, tuple[str, ...]]
     batch: dict[str, tuple[str, ...]]
     requires: tuple[str, ...] = ()
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    holdable: bool = True
 
     def forms(self, step: str, case: Case) -> tuple[str, ...]:
         return (self.batch if case.batch else self.vector).get(step, ())
@@ -205,6 +206,8 @@ class Library(NamedTuple):
                 importlib.import_module(module)
             except ImportError as problem:
                 return str(problem)
+        if not self.holdable and fastlinear.isa == "avx2" and "avx512" in _dispatch.available():
+            return "it cannot be held to AVX2 on a processor with AVX-512"
         return None
 
 
@@ -285,13 +288,14 @@ OURS = "fastlinear"
 PEERS = ("numpy", "torch", "onnxruntime")
 BUILDS = {f"{OURS}[{isa}]": isa for isa in _dispatch.available() if isa not in (fastlinear.isa, _dispatch.REFERENCE)}
 """The other builds of the kernels that this machine runs."""
-NARROW = f"{OURS}[avx2]"
 
 LIBRARIES = {
     OURS: Library(fastlinear_names, FASTLINEAR, FASTLINEAR),
     "numpy": Library(numpy_names, NUMPY_VECTOR, NUMPY_BATCH),
     "torch": Library(torch_names, TORCH_VECTOR, TORCH_BATCH, ("torch",), inference),
-    "onnxruntime": Library(onnxruntime_names, ONNXRUNTIME, ONNXRUNTIME, ("onnxruntime", "onnx")),
+    "onnxruntime": Library(
+        onnxruntime_names, ONNXRUNTIME, ONNXRUNTIME, ("onnxruntime", "onnx"), nullcontext, holdable=False
+    ),
     "autograd": Library(autograd_names, AUTOGRAD, AUTOGRAD, ("torch",)),
 } | {
     name: Library(fastlinear_names, FASTLINEAR, FASTLINEAR, (), functools.partial(kernels, isa))

@@ -1,8 +1,13 @@
 """Compare fastlinear with NumPy, PyTorch and ONNX Runtime, and with the limits of this machine.
 
-    python bench/report.py              measure everything (10 minutes), write docs/benchmarks and the README's table
-    python bench/report.py --quick      the same with few rounds (about 3 minutes), and not the README
-    python bench/report.py --redraw     write page, pictures and table again, from docs/benchmarks/results.json
+    python bench/report.py                   measure everything (15 minutes) on the instruction set in use
+    python bench/report.py --isa avx2        the same on another one; avx2 holds the peers to it, too
+    python bench/report.py --quick           the same with few rounds (about 4 minutes)
+    python bench/report.py --parts calls     measure this part of the report again, and keep the others
+    python bench/report.py --redraw          measure nothing
+
+The figures go to docs/benchmarks/results-ISA.json. From all of these files that are there, and those of
+bench/hunt.py, come the page, its pictures, and the README's claim and table.
 
 For tuning, a plain table of some points, at once:
 
@@ -18,11 +23,14 @@ import math
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import bars
+import hold
 import machine
 import measure
 import peers
@@ -31,7 +39,7 @@ from timing import interleave
 
 import fastlinear
 
-FOLDER = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
+FOLDER = hold.ROOT / "docs" / "benchmarks"
 
 
 def shape(text: str) -> tuple[int, int]:
@@ -46,6 +54,10 @@ def batch(text: str) -> int:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few rounds")
+    parser.add_argument("--isa", help="an instruction set of ours; avx2 holds the peers to it, too")
+    parser.add_argument(
+        "--parts", nargs="*", choices=measure.PARTS, default=measure.PARTS, help="measure these alone; the rest stays"
+    )
     parser.add_argument("--redraw", action="store_true", help="measure nothing")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write (docs/benchmarks)")
     points = parser.add_argument_group("a plain table on the terminal")
@@ -62,27 +74,46 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
+    isa = hold.hold(options.isa)
     peers.set_threads(1)
     if options.only:
         cases = [Case(*layer, rows, dtype)
                  for dtype, layer, rows in product(options.dtypes, options.shapes, options.batches)]  # fmt: skip
         print_table(options.only, cases, measure.installed(options.libraries), options.seconds)
         return
-    file = options.folder / "results.json"
     if not options.redraw:
         options.folder.mkdir(parents=True, exist_ok=True)
-        measure.save({"about": about(options.quick)} | everything(options.quick), file)
-    results = json.loads(file.read_text())
+        measure_parts(options.parts, options.quick, options.folder / f"results-{isa}.json")
     import page
     import pictures
 
-    pictures.draw(results, options.folder)
-    (options.folder / "README.md").write_text(page.write(results))
-    if options.folder.resolve() == FOLDER and "--quick" not in results["about"]["command"]:
-        front = FOLDER.parents[1] / "README.md"
-        front.write_text(page.readme(results, front.read_text()))
-    for bar in bars.bars(results):
-        print(f"{'ok  ' if bar.met else 'MISS'} {bar.what}: {bar.bar}, measured {bar.measured}")
+    runs, hunts = page.load(options.folder)
+    pictures.draw(runs, options.folder)
+    for name, there in hunts.items():
+        pictures.hunt(there, name, options.folder)
+    (options.folder / "README.md").write_text(page.write(runs, hunts))
+    if options.folder.resolve() == FOLDER:
+        front = hold.ROOT / "README.md"
+        front.write_text(page.readme(runs, hunts, front.read_text()))
+    for name, results in runs.items():
+        for bar in bars.bars(results, hunts.get(name, []), name):
+            print(f"{'ok  ' if bar.met else 'MISS'} {name:7} {bar.what}: {bar.bar}, measured {bar.measured}")
+
+
+def measure_parts(names: list[str], quick: bool, file: Path) -> None:
+    """Measure these parts of the report; each goes to the file as soon as it is there."""
+    results = json.loads(file.read_text()) if file.exists() else {"about": {"runs": {}, "notes": []}}
+    run = {
+        "command": "python bench/report.py" + (" --quick" if quick else ""),
+        "date": dt.date.today().isoformat(),
+        "kernels": hold.kernels(),
+    }
+    for name, part in parts(quick).items():
+        if name in names:
+            results |= {name: part()}
+            results["about"]["runs"][name] = run
+            results["about"]["machine"] = about()
+            measure.save(results, file)
 
 
 def print_table(operations: list[str], cases: list[Case], libraries: list[str], seconds: float) -> None:
@@ -103,8 +134,8 @@ def print_table(operations: list[str], cases: list[Case], libraries: list[str], 
         print(f"{operation}: geometric mean {mean:.2f}, worst {min(ratios):.2f}, below 1: {lost} of {len(ratios)}\n")
 
 
-def about(quick: bool) -> measure.Figures:
-    """The machine, the versions, the command."""
+def about() -> dict[str, str]:
+    """The machine and the versions."""
     versions = {}
     for name in ("numpy", *PEERS[1:]):
         try:
@@ -114,45 +145,44 @@ def about(quick: bool) -> measure.Figures:
     compiler = subprocess.run(["cc", "--version"], capture_output=True, text=True).stdout.partition("\n")[0]
     caches = ", ".join(f"{name} {size >> 10} KiB" for name, size in machine.caches().items())
     return {
-        "command": "python bench/report.py" + (" --quick" if quick else ""),
-        "date": dt.date.today().isoformat(),
-        "machine": {
-            "processor": f"{machine.processor()}, {len(peers.cores())} cores",
-            "caches": caches,
-            "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}, {compiler}",
-            "fastlinear": f"{fastlinear.__version__}, instruction set {fastlinear.isa}",
-            **{measure.LABELS[name]: found for name, found in versions.items()},
-        },
+        "processor": f"{machine.processor()}, {len(peers.cores())} cores",
+        "caches": caches,
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}, {compiler}",
+        "fastlinear": f"{fastlinear.__version__}, instruction set {fastlinear.isa}",
+        **{measure.LABELS[name]: found for name, found in versions.items()},
     }
 
 
-def everything(quick: bool) -> measure.Figures:
-    """All measurements of the report."""
+def parts(quick: bool) -> dict[str, Callable[[], Any]]:
+    """What measures each part of the report."""
     seconds = 0.03 if quick else 0.3
-    shapes = measure.LARGE[:1] if quick else measure.LARGE  # the largest products take seconds each
+    huge = measure.LARGE[-1:]  # its products take seconds each
     most = 1 << 28 if quick else math.inf
+    shapes = [shape for shape in measure.COMPUTE_SHAPES if not quick or shape not in huge]
     cases = [
         Case(*layer, rows, dtype)
         for dtype, layer, rows in product(peers.DTYPES, peers.GRID_SHAPES, peers.GRID_BATCHES)
         if rows * math.prod(layer) <= most
     ]
+    everyone = measure.installed([OURS, *PEERS])
     return {
-        "limits": measure.limits(seconds / 2),
-        "calls": measure.calls(40 * seconds),
-        "steps": measure.steps(3 * seconds),
-        "grid": {
-            "forward": measure.compare("forward", cases, measure.installed([OURS, *PEERS, peers.NARROW]), seconds),
-            "backward": measure.compare("backward", cases, measure.installed([OURS, *PEERS]), seconds),
+        "limits": lambda: measure.limits(seconds / 2),
+        "calls": lambda: measure.calls(40 * seconds),
+        "steps": lambda: measure.steps(3 * seconds),
+        "grid": lambda: {
+            operation: measure.compare(operation, cases, everyone, seconds) for operation in ("forward", "backward")
         },
-        "compute": measure.compute(shapes, 3 * seconds),
-        "memory": measure.memory(3 * seconds),
-        "roofline": measure.roofline(shapes, seconds / 3),
-        "sizes": measure.sizes(2e-3, 10 if quick else 1),
-        "subnormals": measure.subnormals(seconds),
-        "threads": measure.threads([] if quick else cases, seconds) if len(peers.cores()) > 1 else {},
-        "import": measure.importing(),
-        "wheel": None if quick else measure.wheel(),
-        "allocations": measure.allocations(),
+        "compute": lambda: measure.compute(shapes, 3 * seconds),
+        "memory": lambda: measure.memory(measure.MEMORY_SHAPES, 3 * seconds),
+        "roofline": lambda: measure.roofline([s for s in measure.LARGE if s in shapes], seconds / 3),
+        "sizes": lambda: measure.sizes(2e-3, 10 if quick else 1),
+        "subnormals": lambda: measure.subnormals(seconds),
+        "threads": lambda: measure.threads(cases[::5] if quick else cases, seconds) if len(peers.cores()) > 1 else {},
+        "rest": lambda: {
+            "import": measure.importing(),
+            "wheel": None if quick else measure.wheel(),
+            "allocations": measure.allocations(),
+        },
     }
 
 

@@ -2,8 +2,10 @@
 CONTRIBUTING and the pages of docs/ lead to the same places on a Git host and in the rendered site.
 """
 
-from docutils.nodes import SkipNode
+from docutils.nodes import SkipNode, image, reference
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.addnodes import download_reference
+from sphinx.util.osutil import relative_uri
 
 from fastlinear import __version__
 
@@ -52,6 +54,16 @@ def close(app, docname, source):
     source[0] = source[0].replace("\n\n```\n", "\n```\n")
 
 
+def open_pictures(app, doctree, docname):
+    """A picture that leads to its full size is opened by that link; MyST's links to files are downloads."""
+    for link in list(doctree.findall(download_reference)):
+        for picture in link.findall(image):
+            _, file = app.env.images[picture["uri"]]
+            target = relative_uri(app.builder.get_target_uri(docname), f"_images/{file}")
+            link.replace_self(reference("", "", *link.children, refuri=target))
+
+
 def setup(app):
     app.connect("source-read", close)
+    app.connect("doctree-resolved", open_pictures)
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
