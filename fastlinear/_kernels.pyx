@@ -530,12 +530,12 @@ cdef void grad_bias_loops(const real* grad_output, double scale, real* out, Py_s
 cdef void stream(const real* x, const real* grad_output, real scale, real* weight, real* out, Py_ssize_t rows,
                  Py_ssize_t i_begin, Py_ssize_t i_end, Py_ssize_t in_features, Py_ssize_t out_features,
                  char* scratch) noexcept nogil:
-    """For one tile of rows at most, in one pass over W: grad_input into out, and weight += scale grad_output^T x,
+    """For few rows, in one pass over W: grad_input into out, and weight += scale grad_output^T x,
     unless x is NULL. Each few rows of W serve grad_input before they change."""
     # The sums of a block of o wait in L1 for the rest of it; those of the first block do that in out.
     cdef real* waiting = <real*> (scratch + WAITING_AT)
     cdef Py_ssize_t chunk = max(CHUNK_BYTES // (rows * <Py_ssize_t> sizeof(real)) // 64 * 64, 64)
-    cdef int group = UPDATE_ROWS if rows == 1 else STREAMS, some
+    cdef int group = UPDATE_ROWS if rows == 1 else STREAMS, high = even_piece(rows, MOST_ROWS), some
     cdef bint far = comes_from_memory(in_features, out_features, x)
     cdef Py_ssize_t i0, width, o0, o1, o, b, i, y_row
     cdef axpy_mode mode
@@ -556,8 +556,11 @@ cdef void stream(const real* x, const real* grad_output, real scale, real* weigh
                                 weight + o * in_features + i0, in_features, y, mode == AXPY_START,
                                 some * in_features if far else 0)
                 else:
-                    axpy(<int> rows, width, some, grad_output + o, out_features, 1,
-                         <const real*> weight + o * in_features + i0, in_features, y, y_row, 0, mode)
+                    b = 0
+                    while b < rows:
+                        axpy(<int> min(high, rows - b), width, some, grad_output + b * out_features + o, out_features,
+                             1, <const real*> weight + o * in_features + i0, in_features, y + b * y_row, y_row, 0, mode)
+                        b += high
                     if x != NULL:
                         grad_weight_part(x, grad_output, scale, weight, rows, o, o + some, i0, i0 + width, in_features,
                                          out_features, scratch)
@@ -589,7 +592,7 @@ cdef void grad_input_part(const real* grad_output, const real* weight, real* out
         for b in range(batch):
             for i in range(ins):
                 out[b * in_features + i_begin + i] = 0
-    elif batch <= MOST_ROWS:
+    elif batch <= MOST_ROWS or (batch < PACKED_ROWS and comes_from_memory(in_features, out_features, out)):
         if waits_for_itself(batch, ins, out_features, out):
             few_chains(grad_output, weight + i_begin, out + i_begin, batch, ins, in_features, out_features)
         else:
