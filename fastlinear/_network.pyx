@@ -276,9 +276,8 @@ cdef class Tape:
         return Span(begin, begin + self.memory.nbytes)
 
 
-cdef Tape new_tape(Network net, cnp.ndarray x):
-    """An empty tape for batches of x's shape."""
-    cdef Tape tape = Tape.__new__(Tape)
+cdef int make_tape(Tape tape, Network net, cnp.ndarray x) except -1:
+    """Make it one for batches of x's shape. Runs no Python code, for x has been looked at."""
     cdef Py_ssize_t rows = rows_of(x), at = 0
     cdef double nbytes = 0
     cdef int s, axis
@@ -306,7 +305,7 @@ cdef Tape new_tape(Network net, cnp.ndarray x):
         tape.shape[axis] = cnp.PyArray_DIMS(x)[axis]
     tape.shape[tape.ndim - 1] = net.out_features
     tape.net = net      # last: with it, the tape is whole
-    return tape
+    return 0
 
 
 # As for Tape. The stages point into the layers' memory, which must outlast every call.
@@ -510,20 +509,23 @@ cdef class Network(Model):
         """
         cdef Rows r
         cdef Tape t
+        if tape is None:
+            t = Tape.__new__(Tape)      # before the look at x, for it may set off a garbage collection
+        else:
+            self.check_tape(tape)
+            t = <Tape> tape
         if not self.can_read(x, self.in_features):
             x = self.taken("x", x)
             self.check_rows("x", x, self.in_features)
             x = self.plain(x)
-        if tape is not None:
-            self.check_tape(tape)
+            if not self.can_read(x, self.in_features):
+                raise self.changed()
         if tape is None:
-            t = new_tape(self, x)
-        else:
-            t = <Tape> tape
-            if not t.is_for(x):
-                raise ValueError(
-                    f"{self._name}: the tape is of a batch whose output has shape {t.output_shape()}, and x has shape "
-                    f"{shape_of(x)}; record it without a tape")
+            make_tape(t, self, x)
+        elif not t.is_for(x):
+            raise ValueError(
+                f"{self._name}: the tape is of a batch whose output has shape {t.output_shape()}, and x has shape "
+                f"{shape_of(x)}; record it without a tape")
         r.x, r.result, r.kept = t.x, NULL, t.kept
         self.run_forward(&r, t.rows, <char*> cnp.PyArray_DATA(x))
         return t
