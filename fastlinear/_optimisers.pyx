@@ -74,31 +74,29 @@ cdef class Optimiser:
     """The layers of a model, and the state of each of their parameters; see fastlinear/optimisers.py."""
 
     cdef readonly object model
-    cdef readonly int steps             # that were taken
+    cdef readonly long long steps       # that were taken
     cdef tuple layers
     cdef Memory memory, slot_memory
     cdef Slot* slots
     cdef Py_ssize_t count               # of parameters
     cdef double size                    # elements in all of them
-    cdef int buffers                    # for each parameter, at most 2
+    cdef int buffers                    # for each parameter, at most 2: a subclass says how many its step needs
     cdef int has_gradients              # whether the slots say where they are
     cdef double rate
     cdef readonly double weight_decay
 
-    def _bind(self, model, int buffers):
-        """Make the state for this model's layers: that many arrays of zeros for each parameter. For life."""
+    def _bind(self, model):
+        """Make the state for this model's layers: arrays of zeros for each parameter. For life."""
         cdef Memory memory, slot_memory
         cdef Layer layer
         cdef Slot* slots
         cdef Py_ssize_t count = 0, n = 0
         cdef object nbytes = 0
         cdef double size = 0
-        if not 0 <= buffers <= 2:
-            raise ValueError(f"_bind: there can be 0 to 2 buffers, got {buffers}")
         layers = layers_of(type(self).__name__, model)
         for layer in layers:
             for span in (lines(layer.w_span), lines(layer.b_span)):
-                nbytes += buffers * span
+                nbytes += self.buffers * span
             count += 1 if layer.b is None else 2
         if nbytes > PY_SSIZE_T_MAX - CACHE_LINE:
             raise MemoryError(f"no {nbytes} bytes for the state of {type(self).__name__}")
@@ -106,15 +104,15 @@ cdef class Optimiser:
         slots = <Slot*> slot_memory.begin
         at = <char*> memory.begin
         for layer in layers:
-            n += place(slots + n, layer.w_span, layer.is_double, buffers, &at)
+            n += place(slots + n, layer.w_span, layer.is_double, self.buffers, &at)
             if layer.b is not None:
-                n += place(slots + n, layer.b_span, layer.is_double, buffers, &at)
+                n += place(slots + n, layer.b_span, layer.is_double, self.buffers, &at)
         for n in range(count):
             size += slots[n].size
         with cython.critical_section(self):
             fresh = self.layers is None
             if fresh:
-                self.memory, self.slot_memory, self.slots, self.buffers = memory, slot_memory, slots, buffers
+                self.memory, self.slot_memory, self.slots = memory, slot_memory, slots
                 self.count, self.size, self.model = count, size, model
                 self.layers = layers
         if not fresh:
@@ -145,9 +143,9 @@ cdef class Optimiser:
             store_int(&self.has_gradients, True)
         return 0
 
-    cdef int next_step(self) except -1:
+    cdef long long next_step(self) except -1:
         """The number of the step that begins."""
-        cdef int step
+        cdef long long step
         with cython.critical_section(self):
             self.steps += 1
             step = self.steps
@@ -204,14 +202,18 @@ cdef class Optimiser:
             found.append(arrays)
         return found
 
-    def _load(self, int steps, list buffers):
-        """Copy a state in: arrays of the very shapes and dtypes of _buffers(), which are zero where there is None."""
+    def _load(self, long long steps, list buffers, dict numbers):
+        """Copy a state in, all of it before a signal: arrays of the very shapes and dtypes of _buffers(), which are
+        zero where there is None, and what _configure() takes."""
+        if steps < 0:
+            raise ValueError(f"{type(self).__name__}: the steps of the state must not be negative, got {steps}")
         mine = self._buffers()
         for arrays, copies in zip(mine, buffers, strict=True):
             for array, copy in zip(arrays, copies, strict=True):
                 if copy is not None and not (isinstance(copy, cnp.ndarray) and copy.shape == array.shape
                                              and copy.dtype == array.dtype):
                     raise ValueError(f"{type(self).__name__}: the state does not fit the model's parameters")
+        self._configure(**numbers)
         with cython.critical_section(self):
             for arrays, copies in zip(mine, buffers):
                 for array, copy in zip(arrays, copies):
@@ -260,6 +262,9 @@ cdef class SGDBase(Optimiser):
     cdef readonly double momentum
     cdef readonly bint nesterov
 
+    def __cinit__(self, *args, **kwargs):
+        self.buffers = 1
+
     def _configure(self, double lr, double momentum, bint nesterov, double weight_decay):
         self.rate, self.momentum, self.nesterov, self.weight_decay = lr, momentum, nesterov, weight_decay
 
@@ -300,6 +305,9 @@ cdef class AdamBase(Optimiser):
     cdef readonly double beta1, beta2, eps
     cdef readonly bint decoupled        # AdamW's weight decay
 
+    def __cinit__(self, *args, **kwargs):
+        self.buffers = 2
+
     def _configure(self, double lr, double beta1, double beta2, double eps, double weight_decay, bint decoupled):
         self.rate, self.beta1, self.beta2, self.eps = lr, beta1, beta2, eps
         self.weight_decay, self.decoupled = weight_decay, decoupled
@@ -319,11 +327,11 @@ cdef class AdamBase(Optimiser):
         cdef Slot* slot
         cdef Slot* stop
         cdef double rate, beta1, beta2, eps, weight_decay = 0, decay = 1, correction
-        cdef int t
+        cdef long long t
         self.make_ready()
         t = self.next_step()
         beta1, beta2, eps = self.beta1, self.beta2, self.eps
-        rate, correction = self.rate / (1 - pow(beta1, t)), 1 / sqrt(1 - pow(beta2, t))
+        rate, correction = self.rate / (1 - pow(beta1, <double> t)), 1 / sqrt(1 - pow(beta2, <double> t))
         if self.decoupled:
             decay = 1 - self.rate * self.weight_decay
         else:

@@ -553,7 +553,7 @@ def test_without_init(cls):
     """An optimiser whose __init__ was not called says so in every method; a second __init__ is refused."""
     bare = cls.__new__(cls)
     assert repr(bare) == f"{cls.__name__}() without a model: its __init__ was not called"
-    for call in (bare.step, bare.zero_grad, bare.state_dict, bare._buffers, lambda: bare._load(0, [])):
+    for call in (bare.step, bare.zero_grad, bare.state_dict, bare._buffers, lambda: bare._load(0, [], {})):
         with pytest.raises(RuntimeError, match="has no model yet: its __init__ was not called"):
             call()
     ready = cls(Linear(2, 1))
@@ -664,7 +664,25 @@ STATES_WRONG = [
     (lambda s: s["state"].pop(1), ValueError, r"must have taken the same number of steps, got \[0.0, 1.0\]"),
     (kept(1, step=2), ValueError, r"Adam: all parameters must have taken the same number of steps, got \[1.0, 2.0\]"),
     (steps(0.5), ValueError, r"the same number of steps, got \[0.5\]"),
-    (steps(2**40), ValueError, "the same number of steps, got"),
+    (steps(2**60), ValueError, "the same number of steps, got"),
+    (steps(-1), ValueError, "the same number of steps, got"),
+    (steps("1"), TypeError, "Adam: step must be a real number, got str"),
+    (lambda s: s["state"][1].pop("step"), ValueError, "Adam: the state of parameter 1 must have step, got"),
+    (
+        lambda s: s.update(param_groups=3),
+        TypeError,
+        "Adam: param_groups must be a list of mappings in the state, got 3",
+    ),
+    (lambda s: s.update(param_groups=[3]), TypeError, "Adam: param_groups must be a list of mappings in the state"),
+    (lambda s: group(s).pop("params"), TypeError, "Adam: params must be a list of numbers in the group of the state"),
+    (setting(params=[0, [1]]), TypeError, r"Adam: params must be a list of numbers in the group of the state, got \[0"),
+    (lambda s: s.update(state=[]), TypeError, "Adam: the parameters of the state must be a mapping, got list"),
+    (lambda s: s["state"].update({1: 3}), TypeError, "Adam: the state of parameter 1 must be a mapping, got int"),
+    (
+        lambda s: s.update(state={str(number): kept for number, kept in s["state"].items()}),  # as JSON has it
+        ValueError,
+        r"Adam: the state has a parameter '0', its group has \[0, 1\]",
+    ),
     (
         lambda s: s["state"][1].pop("exp_avg"),
         ValueError,
@@ -686,6 +704,37 @@ def test_a_state_that_is_refused_changes_nothing(spoil, error, message):
         optimiser.load_state_dict(state)
     assert contents(optimiser) == before
     assert optimiser.lr == 0.125
+
+
+def test_a_state_is_loaded_at_once():
+    """Wherever a signal hits load_state_dict, settings and state are all old or all new."""
+    optimiser, seen = Adam(Linear(3, 2, rng=1), 0.125), []
+
+    def look(*_):
+        seen.append((optimiser.lr, optimiser.steps))
+        return look
+
+    state, before = good_state(), sys.gettrace()
+    sys.settrace(look)
+    try:
+        optimiser.load_state_dict(state)
+    finally:
+        sys.settrace(before)
+    look()
+    assert set(seen) == {(0.125, 0), (0.25, 1)}
+
+
+def test_steps_beyond_31_bits():
+    """A small net takes as many in a quarter of an hour."""
+    optimiser = Adam(Linear(3, 2, rng=1), 0.125)
+    state = good_state()
+    steps(2**31 - 2)(state)
+    optimiser.load_state_dict(state)
+    draw(optimiser.model, 0)
+    for _ in range(3):
+        optimiser.step()
+    assert optimiser.steps == 2**31 + 1
+    assert all(np.isfinite(p).all() for p in parameters(optimiser.model))
 
 
 def test_a_state_that_is_no_mapping():
@@ -766,6 +815,24 @@ def test_a_pickle_whose_state_does_not_fit():
     buffers[0][0] = np.zeros((3, 3), np.float32)
     with pytest.raises(ValueError, match=r"exp_avg of parameter 0 must have shape \(2, 3\), got \(3, 3\)"):
         function(*arguments).__setstate__((model, settings, steps, buffers, attributes))
+    for wrong in (-1, 2**70):
+        with pytest.raises((ValueError, OverflowError)):
+            function(*arguments).__setstate__((model, settings, wrong, optimiser._buffers(), attributes))
+
+
+@pytest.mark.parametrize("kind", ["SGD momentum", "Adam"])
+def test_a_step_has_the_memory_it_needs(kind):
+    """Whatever a subclass says that is kept for each parameter."""
+    cls, options = KINDS[kind]
+
+    class Forgetful(cls):
+        _BUFFERS = ()
+
+    optimiser, other = Forgetful(Linear(3, 2), 0.1, **options), Forgetful.__new__(Forgetful)
+    optimiser.step()
+    with pytest.raises(ValueError, match="zip"):
+        other.__setstate__((optimiser.model, optimiser._settings, 0, [[]] * 2, None))
+    other.step()
 
 
 def test_repr():
