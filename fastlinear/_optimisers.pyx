@@ -9,11 +9,11 @@ an optimiser ever moves or gives back. The arithmetic is in _optimiser.h.
 cimport cython
 cimport numpy as cnp
 from libc.math cimport INFINITY, isfinite, pow, sqrt
-from libc.string cimport memset
+from libc.string cimport memmove, memset
 
 from fastlinear._layer cimport (
-    Layer, Memory, Parameter, Span, Work, begin, elementwise_module, elementwise_of, end, load_int,
-    new_memory, release_gil, shape_of, store_int)
+    Layer, Memory, Parameter, PyArray_CheckExact, PyArray_ISCARRAY_RO, Span, Work, begin, elementwise_module,
+    elementwise_of, end, load_int, new_memory, release_gil, shape_of, store_int)
 from fastlinear._table cimport Elementwise
 
 cnp.import_array()
@@ -207,17 +207,21 @@ cdef class Optimiser:
         zero where there is None, and what _configure() takes."""
         if steps < 0:
             raise ValueError(f"{type(self).__name__}: the steps of the state must not be negative, got {steps}")
-        mine = self._buffers()
-        for arrays, copies in zip(mine, buffers, strict=True):
+        cdef Slot* slot
+        cdef Py_ssize_t n
+        cdef int b
+        cdef list copies
+        for arrays, copies in zip(self._buffers(), buffers, strict=True):
             for array, copy in zip(arrays, copies, strict=True):
-                if copy is not None and not (isinstance(copy, cnp.ndarray) and copy.shape == array.shape
-                                             and copy.dtype == array.dtype):
+                if copy is not None and not (PyArray_CheckExact(copy) and PyArray_ISCARRAY_RO(copy)
+                                             and copy.shape == array.shape and copy.dtype == array.dtype):
                     raise ValueError(f"{type(self).__name__}: the state does not fit the model's parameters")
-        self._configure(**numbers)
+        self._configure(**numbers)      # the last that may fail
         with cython.critical_section(self):
-            for arrays, copies in zip(mine, buffers):
-                for array, copy in zip(arrays, copies):
-                    array[...] = 0 if copy is None else copy
+            for n in range(self.count):
+                slot, copies = &self.slots[n], buffers[n]
+                for b in range(self.buffers):
+                    fill(slot.buffers[b], copies[b], slot.size * (8 if slot.is_double else 4))
             self.steps = steps
 
     @property
@@ -246,6 +250,14 @@ cdef class Optimiser:
                 if layer.grad_b_span.begin != NULL:
                     memset(layer.grad_b_span.begin, 0, layer.grad_b_span.end - layer.grad_b_span.begin)
                 end(&work)
+
+
+cdef inline void fill(void* buffer, array, Py_ssize_t nbytes) noexcept:
+    """Copy an array of so many bytes in, or zeros for None. No allocation."""
+    if array is None:
+        memset(buffer, 0, nbytes)
+    else:
+        memmove(buffer, cnp.PyArray_DATA(<cnp.ndarray> array), nbytes)
 
 
 cdef int place(Slot* slot, Span span, bint is_double, int buffers, char** at) except -1:

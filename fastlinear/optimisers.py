@@ -188,7 +188,7 @@ class _PyTorchForm(Optimiser):
         _check_cast(what, array.dtype, dtype)
         if array.shape != shape:
             raise ValueError(f"{what} must have shape {shape}, got {array.shape}")
-        return np.array(array, dtype)
+        return np.array(array, dtype, order="C")
 
     # ---- copies: copy.copy has the same model and a state of its own; copy.deepcopy and pickle take the model along
 

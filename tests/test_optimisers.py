@@ -19,6 +19,7 @@ from fastlinear import SGD, Adam, AdamW, Linear, _dispatch, clip_grad_norm, refe
 
 from .bits import FUSED
 from .helpers import COMPILED, assert_same_bits, placed, python, wider
+from .memory import in_child
 
 
 @pytest.fixture(params=COMPILED)
@@ -868,6 +869,62 @@ def test_no_allocation_after_the_first_step(kind):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets Linux's limits")
+def starve():
+    """Let the first allocation of load_state_dict fail, then the second, and so on until it does not notice any more."""
+    import _testcapi
+
+    failures = 0
+    for kind in ("SGD momentum", "Adam"):
+        state = make(kind, net(), 0.25)
+        draw(state.model, 0)
+        state.step()
+        state = state.state_dict()
+
+        def load(n, kind=kind, state=state):
+            optimiser, missed = make(kind, net()), False
+            _testcapi.set_nomemory(n, n + 1)
+            try:
+                optimiser.load_state_dict(state)
+            except Exception:
+                missed = True
+            finally:
+                _testcapi.remove_mem_hooks()
+            return missed, (contents(optimiser), optimiser.lr)
+
+        before, after, successes = (contents(make(kind, net())), 0.05), load(1 << 30)[1], 0
+        for n in range(1000):
+            missed, now = load(n)
+            assert now == (before if missed else after), (kind, n)
+            failures, successes = failures + missed, 0 if missed else successes + 1
+            if successes == 20:
+                break
+    assert failures > 100, failures
+
+
+def test_a_state_is_loaded_whole_or_not_at_all():
+    """Whichever allocation of Python's fails in load_state_dict: settings and state are all old or all new."""
+    pytest.importorskip("_testcapi")
+    run = in_child(starve)
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
+def test_a_state_of_odd_arrays():
+    """Fortran's order, other strides and byte orders, and memory that a copy would overlap."""
+    optimiser, state = Adam(Linear(3, 2, rng=1)), good_state()
+    expected = {name: np.arange(6, dtype=np.float32).reshape(2, 3) + n for n, name in enumerate(Adam._BUFFERS)}
+    optimiser.load_state_dict({**state, "state": {**state["state"], 0: {"step": 1, **expected}}})
+    mine = dict(zip(Adam._BUFFERS, optimiser._buffers()[0], strict=True))
+    for odd in (np.asfortranarray, lambda a: np.repeat(a, 2, 1)[:, ::2], lambda a: a.astype(">f4"), np.copy):
+        kept = {"step": 1, **{name: odd(a) for name, a in expected.items()}}
+        optimiser.load_state_dict({**state, "state": {**state["state"], 0: kept}})
+        for name, a in expected.items():
+            assert_same_bits(mine[name], a)
+    swapped = {"exp_avg": mine["exp_avg_sq"], "exp_avg_sq": mine["exp_avg"]}
+    optimiser.load_state_dict({**state, "state": {**state["state"], 0: {"step": 1, **swapped}}})
+    assert_same_bits(mine["exp_avg"], expected["exp_avg_sq"])
+    assert_same_bits(mine["exp_avg_sq"], expected["exp_avg"])
+
+
 def test_no_memory_for_the_state():
     """Where the system has none left, making the optimiser is a MemoryError."""
     run = python(
