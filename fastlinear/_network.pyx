@@ -445,17 +445,21 @@ cdef class Network(Model):
         """Copy a (weight, bias or None) for each layer, of the very shape and dtype, into the parameters: all or none."""
         cdef Layer layer
         cdef int s
+        cdef list weights = [], biases = []
         self.check_bound()
+        for weight, bias in values:     # once, for it may run Python code
+            weights.append(weight)
+            biases.append(bias)
         self.check_writable(False)
-        if len(values) != self.depth:
-            raise ValueError(f"{self._name}: there must be values for {self.depth} layers, got {len(values)}")
+        if len(weights) != self.depth:
+            raise ValueError(f"{self._name}: there must be values for {self.depth} layers, got {len(weights)}")
         for s in range(self.depth):
-            layer, (weight, bias) = self.held[s], values[s]
+            layer, weight, bias = self.held[s], weights[s], biases[s]
             if not (layer.W.matches(weight) and (bias is None if layer.b is None else layer.b.matches(bias))):
                 raise ValueError(f"{layer._name}: weight and bias must be C-contiguous ndarrays of the layer's shapes "
                                  "and dtype")
         for s in range(self.depth):
-            layer, (weight, bias) = self.held[s], values[s]
+            layer, weight, bias = self.held[s], weights[s], biases[s]
             memmove(layer.w_span.begin, cnp.PyArray_DATA(weight), layer.w_span.end - layer.w_span.begin)
             if bias is not None:
                 memmove(layer.b_span.begin, cnp.PyArray_DATA(bias), layer.b_span.end - layer.b_span.begin)

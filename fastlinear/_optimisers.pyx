@@ -169,27 +169,35 @@ cdef class Optimiser:
             found.append([layer.W.view().reshape(-1), layer.grad_W.view().reshape(-1)])
             if layer.b is not None:
                 found.append([layer.b.view(), layer.grad_b.view()])
-        for n, buffers in enumerate(self._buffers()):
+        for n, buffers in enumerate(self.own_buffers()):
             found[n] += [buffer.reshape(-1) for buffer in buffers]
+        return found
+
+    cdef list shapes(self):
+        cdef Layer layer
+        cdef list found = []
+        self.check_bound()
+        for item in self.layers:
+            layer = <Layer> item
+            found.append((shape_of(layer.W.view()), layer.dtype))
+            if layer.b is not None:
+                found.append((shape_of(layer.b.view()), layer.dtype))
         return found
 
     def _shapes(self):
         """The shape and dtype of each parameter: weight and bias of one layer after another."""
-        self.check_bound()
-        found = []
-        for layer in self.layers:
-            found.append((shape_of((<Layer> layer).W.view()), layer.dtype))
-            if (<Layer> layer).b is not None:
-                found.append((shape_of((<Layer> layer).b.view()), layer.dtype))
-        return found
+        return self.shapes()
 
     def _buffers(self):
         """For each parameter the arrays of its state, which are the optimiser's own memory."""
+        return self.own_buffers()
+
+    cdef list own_buffers(self):
         cdef cnp.npy_intp dims[2]
         cdef Py_ssize_t n
         cdef int axis, b
         cdef list found = []
-        for n, (shape, _) in enumerate(self._shapes()):
+        for n, (shape, _) in enumerate(self.shapes()):
             for axis in range(len(shape)):
                 dims[axis] = shape[axis]
             arrays = []
@@ -211,7 +219,7 @@ cdef class Optimiser:
         cdef Py_ssize_t n
         cdef int b
         cdef list copies
-        for arrays, copies in zip(self._buffers(), buffers, strict=True):
+        for arrays, copies in zip(self.own_buffers(), buffers, strict=True):
             for array, copy in zip(arrays, copies, strict=True):
                 if copy is not None and not (PyArray_CheckExact(copy) and PyArray_ISCARRAY_RO(copy)
                                              and copy.shape == array.shape and copy.dtype == array.dtype):

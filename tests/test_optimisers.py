@@ -836,6 +836,19 @@ def test_a_step_has_the_memory_it_needs(kind):
     other.step()
 
 
+def test_what_a_subclass_says_of_shapes_does_not_count():
+    class Boasting(Adam):
+        def _shapes(self):
+            return [((1000, 1000), np.dtype(np.float64))] * 2
+
+    class Renamed(Linear):
+        dtype = "float16"
+
+    layer = Renamed.from_weights(np.ones((2, 3)), np.ones(2))
+    assert [[a.shape for a in arrays] for arrays in Boasting(layer)._buffers()] == [[(2, 3)] * 2, [(2,)] * 2]
+    assert [dtype for _, dtype in Adam(layer)._shapes()] == [np.float64] * 2
+
+
 def test_repr():
     assert repr(SGD(Linear(3, 2), 0.1)) == (
         "SGD(Linear(in_features=3, out_features=2, bias=True, dtype=float32), lr=0.1, momentum=0.0, nesterov=False, "
@@ -868,9 +881,8 @@ def test_no_allocation_after_the_first_step(kind):
     assert not any(g.any() for g in gradients(optimiser.model))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="sets Linux's limits")
 def starve():
-    """Let the first allocation of load_state_dict fail, then the second, and so on until it does not notice any more."""
+    """Let the first allocation of load_state_dict fail, then the second, and so on until it does not notice it."""
     import _testcapi
 
     failures = 0
@@ -925,6 +937,7 @@ def test_a_state_of_odd_arrays():
     assert_same_bits(mine["exp_avg_sq"], expected["exp_avg"])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="sets Linux's limits")
 def test_no_memory_for_the_state():
     """Where the system has none left, making the optimiser is a MemoryError."""
     run = python(
