@@ -291,6 +291,7 @@ cdef int make_tape(Tape tape, Network net, cnp.ndarray x) except -1:
     if tape.kept == NULL:
         raise MemoryError
     tape.memory = new_memory(<Py_ssize_t> nbytes)
+    tape.memory.readonly = True
     tape.x = <char*> tape.memory.begin
     at = lines(rows * net.in_features * net.itemsize)
     for s in range(net.depth):

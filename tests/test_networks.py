@@ -413,6 +413,9 @@ def test_the_output_cannot_be_written_to(isa):
     del tape, net
     gc.collect()
     assert np.isfinite(output).all()
+    with pytest.raises(ValueError, match="cannot set WRITEABLE flag"):
+        output.flags.writeable = True
+    assert not np.frombuffer(output.base, np.float32).flags.writeable
 
 
 def test_tapes_that_do_not_fit(isa):
