@@ -228,6 +228,7 @@ cdef class Tape:
     cdef Py_ssize_t rows
     cdef int ndim
     cdef cnp.npy_intp shape[NPY_MAXDIMS]        # of the output
+    cdef object __weakref__
 
     def __dealloc__(self):
         PyMem_Free(self.kept)

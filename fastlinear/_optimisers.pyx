@@ -84,6 +84,7 @@ cdef class Optimiser:
     cdef int has_gradients              # whether the slots say where they are
     cdef double rate
     cdef readonly double weight_decay
+    cdef object __weakref__
 
     def _bind(self, model):
         """Make the state for this model's layers: arrays of zeros for each parameter. For life."""
