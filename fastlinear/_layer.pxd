@@ -89,6 +89,7 @@ cdef class Memory:
     cdef Py_buffer export
     cdef void* begin
     cdef Py_ssize_t nbytes
+    cdef bint readonly      # to Python; kernels write to it all the same
 
 cdef Memory new_memory(Py_ssize_t nbytes)
 

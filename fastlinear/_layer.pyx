@@ -213,7 +213,7 @@ cdef class Memory:
     """
     def __getbuffer__(self, Py_buffer* view, int flags):
         # NumPy asks for it before it lets someone set flags.writeable.
-        PyBuffer_FillInfo(view, self, self.begin, self.nbytes, 0, flags)
+        PyBuffer_FillInfo(view, self, self.begin, self.nbytes, self.readonly, flags)
 
     def __dealloc__(self):
         PyBuffer_Release(&self.export)

@@ -13,6 +13,7 @@ cimport numpy as cnp
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
 from cython.parallel cimport prange
+from libc.math cimport isfinite
 from libc.string cimport memmove, memset
 
 from fastlinear._layer cimport (
@@ -228,6 +229,7 @@ cdef class Tape:
     cdef Py_ssize_t rows
     cdef int ndim
     cdef cnp.npy_intp shape[NPY_MAXDIMS]        # of the output
+    cdef object __weakref__
 
     def __dealloc__(self):
         PyMem_Free(self.kept)
@@ -276,9 +278,8 @@ cdef class Tape:
         return Span(first, first + self.memory.nbytes)
 
 
-cdef Tape new_tape(Network net, cnp.ndarray x):
-    """An empty tape for batches of x's shape."""
-    cdef Tape tape = Tape.__new__(Tape)
+cdef int make_tape(Tape tape, Network net, cnp.ndarray x) except -1:
+    """Make it one for batches of x's shape. Runs no Python code, for x has been looked at."""
     cdef Py_ssize_t rows = rows_of(x), at = 0
     cdef double nbytes = 0
     cdef int s, axis
@@ -292,6 +293,7 @@ cdef Tape new_tape(Network net, cnp.ndarray x):
     if tape.kept == NULL:
         raise MemoryError
     tape.memory = new_memory(<Py_ssize_t> nbytes)
+    tape.memory.readonly = True
     tape.x = <char*> tape.memory.begin
     at = lines(rows * net.in_features * net.itemsize)
     for s in range(net.depth):
@@ -306,7 +308,7 @@ cdef Tape new_tape(Network net, cnp.ndarray x):
         tape.shape[axis] = cnp.PyArray_DIMS(x)[axis]
     tape.shape[tape.ndim - 1] = net.out_features
     tape.net = net      # last: with it, the tape is whole
-    return tape
+    return 0
 
 
 # As for Tape. The stages point into the layers' memory, which must outlast every call.
@@ -447,17 +449,21 @@ cdef class Network(Model):
         """Copy a (weight, bias or None) for each layer, of the shape and dtype, into the parameters, all or none."""
         cdef Layer layer
         cdef int s
+        cdef list weights = [], biases = []
         self.check_bound()
+        for weight, bias in values:     # once, for it may run Python code
+            weights.append(weight)
+            biases.append(bias)
         self.check_writable(False)
-        if len(values) != self.depth:
-            raise ValueError(f"{self._name}: there must be values for {self.depth} layers, got {len(values)}")
+        if len(weights) != self.depth:
+            raise ValueError(f"{self._name}: there must be values for {self.depth} layers, got {len(weights)}")
         for s in range(self.depth):
-            layer, (weight, bias) = self.held[s], values[s]
+            layer, weight, bias = self.held[s], weights[s], biases[s]
             if not (layer.W.matches(weight) and (bias is None if layer.b is None else layer.b.matches(bias))):
                 raise ValueError(f"{layer._name}: weight and bias must be C-contiguous ndarrays of the layer's shapes "
                                  "and dtype")
         for s in range(self.depth):
-            layer, (weight, bias) = self.held[s], values[s]
+            layer, weight, bias = self.held[s], weights[s], biases[s]
             memmove(layer.w_span.begin, cnp.PyArray_DATA(weight), layer.w_span.end - layer.w_span.begin)
             if bias is not None:
                 memmove(layer.b_span.begin, cnp.PyArray_DATA(bias), layer.b_span.end - layer.b_span.begin)
@@ -511,20 +517,23 @@ cdef class Network(Model):
         """
         cdef Rows r
         cdef Tape t
+        if tape is None:
+            t = Tape.__new__(Tape)      # before the look at x, for it may set off a garbage collection
+        else:
+            self.check_tape(tape)
+            t = <Tape> tape
         if not self.can_read(x, self.in_features):
             x = self.taken("x", x)
             self.check_rows("x", x, self.in_features)
             x = self.plain(x)
-        if tape is not None:
-            self.check_tape(tape)
+            if not self.can_read(x, self.in_features):
+                raise self.changed()
         if tape is None:
-            t = new_tape(self, x)
-        else:
-            t = <Tape> tape
-            if not t.is_for(x):
-                raise ValueError(
-                    f"{self._name}: the tape is of a batch whose output has shape {t.output_shape()}, and x has shape "
-                    f"{shape_of(x)}; record it without a tape")
+            make_tape(t, self, x)
+        elif not t.is_for(x):
+            raise ValueError(
+                f"{self._name}: the tape is of a batch whose output has shape {t.output_shape()}, and x has shape "
+                f"{shape_of(x)}; record it without a tape")
         r.x, r.result, r.kept = t.x, NULL, t.kept
         self.run_forward(&r, t.rows, <char*> cnp.PyArray_DATA(x))
         return t
@@ -594,7 +603,7 @@ cdef class Network(Model):
         array([[ 0.5,  1.5],
                [ 3. , -4. ]], dtype=float32)
         """
-        return self.run_backward(tape, grad_output, out, self.number("lr", lr), input_grad, True)
+        return self.run_backward(tape, grad_output, out, self.learning_rate(lr), input_grad, True)
 
     cdef run_backward(self, tape, grad_output, out, double rate, wants_input, bint updates):
         cdef Pass p
@@ -710,6 +719,13 @@ cdef class Network(Model):
 
     # ---- the parameters
 
+    cdef double learning_rate(self, lr) except? -1:
+        """lr as a number; one that is not finite would spoil every weight of every layer."""
+        cdef double rate = self.number("lr", lr)
+        if not isfinite(rate):
+            raise ValueError(f"{self._name}: lr must be finite, got {lr!r}")
+        return rate
+
     def step(self, lr):
         """Every layer's step: weight −= lr · grad_weight, bias −= lr · grad_bias. Returns None."""
         cdef double rate
@@ -718,7 +734,7 @@ cdef class Network(Model):
         cdef Layer layer
         cdef int s
         self.check_bound()
-        rate = self.number("lr", lr)
+        rate = self.learning_rate(lr)
         kernels = kernels_of(self.is_double)
         self.ensure_gradients()
         self.check_writable(False)

@@ -9,11 +9,11 @@ an optimiser ever moves or gives back. The arithmetic is in _optimiser.h.
 cimport cython
 cimport numpy as cnp
 from libc.math cimport INFINITY, isfinite, pow, sqrt
-from libc.string cimport memset
+from libc.string cimport memmove, memset
 
 from fastlinear._layer cimport (
-    Layer, Memory, Parameter, Span, Work, begin, elementwise_module, elementwise_of, end, load_int,
-    new_memory, release_gil, shape_of, store_int)
+    Layer, Memory, Parameter, PyArray_CheckExact, PyArray_ISCARRAY_RO, Span, Work, begin, elementwise_module,
+    elementwise_of, end, load_int, new_memory, release_gil, shape_of, store_int)
 from fastlinear._table cimport Elementwise
 
 cnp.import_array()
@@ -74,31 +74,30 @@ cdef class Optimiser:
     """The layers of a model, and the state of each of their parameters; see fastlinear/optimisers.py."""
 
     cdef readonly object model
-    cdef readonly int steps             # that were taken
+    cdef readonly long long steps       # that were taken
     cdef tuple layers
     cdef Memory memory, slot_memory
     cdef Slot* slots
     cdef Py_ssize_t count               # of parameters
     cdef double size                    # elements in all of them
-    cdef int buffers                    # for each parameter, at most 2
+    cdef int buffers                    # for each parameter, at most 2: a subclass says how many its step needs
     cdef int has_gradients              # whether the slots say where they are
     cdef double rate
     cdef readonly double weight_decay
+    cdef object __weakref__
 
-    def _bind(self, model, int buffers):
-        """Make the state for this model's layers: that many arrays of zeros for each parameter. For life."""
+    def _bind(self, model):
+        """Make the state for this model's layers: arrays of zeros for each parameter. For life."""
         cdef Memory memory, slot_memory
         cdef Layer layer
         cdef Slot* slots
         cdef Py_ssize_t count = 0, n = 0
         cdef object nbytes = 0
         cdef double size = 0
-        if not 0 <= buffers <= 2:
-            raise ValueError(f"_bind: there can be 0 to 2 buffers, got {buffers}")
         layers = layers_of(type(self).__name__, model)
         for layer in layers:
             for span in (lines(layer.w_span), lines(layer.b_span)):
-                nbytes += buffers * span
+                nbytes += self.buffers * span
             count += 1 if layer.b is None else 2
         if nbytes > PY_SSIZE_T_MAX - CACHE_LINE:
             raise MemoryError(f"no {nbytes} bytes for the state of {type(self).__name__}")
@@ -106,15 +105,15 @@ cdef class Optimiser:
         slots = <Slot*> slot_memory.begin
         at = <char*> memory.begin
         for layer in layers:
-            n += place(slots + n, layer.w_span, layer.is_double, buffers, &at)
+            n += place(slots + n, layer.w_span, layer.is_double, self.buffers, &at)
             if layer.b is not None:
-                n += place(slots + n, layer.b_span, layer.is_double, buffers, &at)
+                n += place(slots + n, layer.b_span, layer.is_double, self.buffers, &at)
         for n in range(count):
             size += slots[n].size
         with cython.critical_section(self):
             fresh = self.layers is None
             if fresh:
-                self.memory, self.slot_memory, self.slots, self.buffers = memory, slot_memory, slots, buffers
+                self.memory, self.slot_memory, self.slots = memory, slot_memory, slots
                 self.count, self.size, self.model = count, size, model
                 self.layers = layers
         if not fresh:
@@ -145,9 +144,9 @@ cdef class Optimiser:
             store_int(&self.has_gradients, True)
         return 0
 
-    cdef int next_step(self) except -1:
+    cdef long long next_step(self) except -1:
         """The number of the step that begins."""
-        cdef int step
+        cdef long long step
         with cython.critical_section(self):
             self.steps += 1
             step = self.steps
@@ -171,27 +170,35 @@ cdef class Optimiser:
             found.append([layer.W.view().reshape(-1), layer.grad_W.view().reshape(-1)])
             if layer.b is not None:
                 found.append([layer.b.view(), layer.grad_b.view()])
-        for n, buffers in enumerate(self._buffers()):
+        for n, buffers in enumerate(self.own_buffers()):
             found[n] += [buffer.reshape(-1) for buffer in buffers]
+        return found
+
+    cdef list shapes(self):
+        cdef Layer layer
+        cdef list found = []
+        self.check_bound()
+        for item in self.layers:
+            layer = <Layer> item
+            found.append((shape_of(layer.W.view()), layer.dtype))
+            if layer.b is not None:
+                found.append((shape_of(layer.b.view()), layer.dtype))
         return found
 
     def _shapes(self):
         """The shape and dtype of each parameter: weight and bias of one layer after another."""
-        self.check_bound()
-        found = []
-        for layer in self.layers:
-            found.append((shape_of((<Layer> layer).W.view()), layer.dtype))
-            if (<Layer> layer).b is not None:
-                found.append((shape_of((<Layer> layer).b.view()), layer.dtype))
-        return found
+        return self.shapes()
 
     def _buffers(self):
         """For each parameter the arrays of its state, which are the optimiser's own memory."""
+        return self.own_buffers()
+
+    cdef list own_buffers(self):
         cdef cnp.npy_intp dims[2]
         cdef Py_ssize_t n
         cdef int axis, b
         cdef list found = []
-        for n, (shape, _) in enumerate(self._shapes()):
+        for n, (shape, _) in enumerate(self.shapes()):
             for axis in range(len(shape)):
                 dims[axis] = shape[axis]
             arrays = []
@@ -204,18 +211,26 @@ cdef class Optimiser:
             found.append(arrays)
         return found
 
-    def _load(self, int steps, list buffers):
-        """Copy a state in: arrays of the very shapes and dtypes of _buffers(), which are zero where there is None."""
-        mine = self._buffers()
-        for arrays, copies in zip(mine, buffers, strict=True):
+    def _load(self, long long steps, list buffers, dict numbers):
+        """Copy a state in, all of it before a signal: arrays of the very shapes and dtypes of _buffers(), which are
+        zero where there is None, and what _configure() takes."""
+        if steps < 0:
+            raise ValueError(f"{type(self).__name__}: the steps of the state must not be negative, got {steps}")
+        cdef Slot* slot
+        cdef Py_ssize_t n
+        cdef int b
+        cdef list copies
+        for arrays, copies in zip(self.own_buffers(), buffers, strict=True):
             for array, copy in zip(arrays, copies, strict=True):
-                if copy is not None and not (isinstance(copy, cnp.ndarray) and copy.shape == array.shape
-                                             and copy.dtype == array.dtype):
+                if copy is not None and not (PyArray_CheckExact(copy) and PyArray_ISCARRAY_RO(copy)
+                                             and copy.shape == array.shape and copy.dtype == array.dtype):
                     raise ValueError(f"{type(self).__name__}: the state does not fit the model's parameters")
+        self._configure(**numbers)      # the last that may fail
         with cython.critical_section(self):
-            for arrays, copies in zip(mine, buffers):
-                for array, copy in zip(arrays, copies):
-                    array[...] = 0 if copy is None else copy
+            for n in range(self.count):
+                slot, copies = &self.slots[n], buffers[n]
+                for b in range(self.buffers):
+                    fill(slot.buffers[b], copies[b], slot.size * (8 if slot.is_double else 4))
             self.steps = steps
 
     @property
@@ -246,6 +261,14 @@ cdef class Optimiser:
                 end(&work)
 
 
+cdef inline void fill(void* buffer, array, Py_ssize_t nbytes) noexcept:
+    """Copy an array of so many bytes in, or zeros for None. No allocation."""
+    if array is None:
+        memset(buffer, 0, nbytes)
+    else:
+        memmove(buffer, cnp.PyArray_DATA(<cnp.ndarray> array), nbytes)
+
+
 cdef int place(Slot* slot, Span span, bint is_double, int buffers, char** at) except -1:
     """Say where a parameter and its buffers are: the latter from `at` on, which is moved past them."""
     cdef int b
@@ -259,6 +282,9 @@ cdef int place(Slot* slot, Span span, bint is_double, int buffers, char** at) ex
 cdef class SGDBase(Optimiser):
     cdef readonly double momentum
     cdef readonly bint nesterov
+
+    def __cinit__(self, *args, **kwargs):
+        self.buffers = 1
 
     def _configure(self, double lr, double momentum, bint nesterov, double weight_decay):
         self.rate, self.momentum, self.nesterov, self.weight_decay = lr, momentum, nesterov, weight_decay
@@ -300,6 +326,9 @@ cdef class AdamBase(Optimiser):
     cdef readonly double beta1, beta2, eps
     cdef readonly bint decoupled        # AdamW's weight decay
 
+    def __cinit__(self, *args, **kwargs):
+        self.buffers = 2
+
     def _configure(self, double lr, double beta1, double beta2, double eps, double weight_decay, bint decoupled):
         self.rate, self.beta1, self.beta2, self.eps = lr, beta1, beta2, eps
         self.weight_decay, self.decoupled = weight_decay, decoupled
@@ -319,11 +348,11 @@ cdef class AdamBase(Optimiser):
         cdef Slot* slot
         cdef Slot* stop
         cdef double rate, beta1, beta2, eps, weight_decay = 0, decay = 1, correction
-        cdef int t
+        cdef long long t
         self.make_ready()
         t = self.next_step()
         beta1, beta2, eps = self.beta1, self.beta2, self.eps
-        rate, correction = self.rate / (1 - pow(beta1, t)), 1 / sqrt(1 - pow(beta2, t))
+        rate, correction = self.rate / (1 - pow(beta1, <double> t)), 1 / sqrt(1 - pow(beta2, <double> t))
         if self.decoupled:
             decay = 1 - self.rate * self.weight_decay
         else:

@@ -46,8 +46,8 @@ def verify(model: Linear | Sequential, x: ArrayLike, grad_output: ArrayLike) -> 
     True
 
     Each part of a net is verified on what the other parts give it, under these names and its place. The unit for an
-    activation is ``eps · |exact|``; for softmax's gradient, all terms of its sum count. Then the net as a whole must
-    give, to the bit, what its parts give one after another.
+    activation is ``eps · |exact|``; where its gradient is a sum (softmax, silu, gelu), all terms count. Then the net as
+    a whole must give, to the bit, what its parts give one after another.
 
     >>> errors = fastlinear.verify(Sequential(layer, "tanh"), x, grad_output)
     >>> [name for name in errors if name.startswith("1.")]
@@ -57,6 +57,8 @@ def verify(model: Linear | Sequential, x: ArrayLike, grad_output: ArrayLike) -> 
     bound holds for sums whose terms have mixed signs; one-signed sums over many thousand terms may exceed it, with
     any library.
     """
+    if not isinstance(model, (Linear, Sequential)):
+        raise TypeError(f"verify: model must be a Linear or a Sequential, got {type(model).__name__}")
     errors = _errors_of_net(model, x, grad_output) if isinstance(model, Sequential) else _errors(model, x, grad_output)
     if bad := {name: error for name, error in errors.items() if not error <= LIMIT}:
         raise ArithmeticError(f"{model!r}: error over {LIMIT} eps · Σ|a||b| in {bad}")
@@ -146,8 +148,14 @@ def _errors_of_activation(
     output, gradient, terms = np.empty_like(y), np.empty_like(g), np.empty_like(g)
     reference.activate(kind, x, output)
     reference.derivative(kind, g, y, x, gradient)
-    # y (g - Σ g y): with the sign turned, the terms add up instead of cancelling.
-    reference.derivative(kind, np.abs(g), -y, x, terms) if name == "softmax" else np.copyto(terms, gradient)
+    # Of a sum, the terms count, which may cancel: y (g - Σ g y) with the sign turned; σ(x) + x σ(x) σ(-x), which is
+    # silu's, and Φ(x) + x φ(x), which is gelu's, and both of which have a zero.
+    if name == "softmax":
+        reference.derivative(kind, np.abs(g), -y, x, terms)
+    elif name in reference.TERMS:
+        np.copyto(terms, g * sum(map(np.abs, reference.TERMS[name](x))))
+    else:
+        np.copyto(terms, gradient)
     return {
         "output": _error(_rows(after), output, np.abs(output), 1),
         "grad_input": _error(_rows(grad_input), gradient, np.abs(terms), 1),

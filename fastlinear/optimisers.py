@@ -55,7 +55,8 @@ class _PyTorchForm(Optimiser):
     def _checked(self, settings: Settings) -> Settings:
         raise NotImplementedError
 
-    def _set(self, settings: Settings) -> None:
+    def _numbers(self, settings: Settings) -> Settings:
+        """What _configure() takes, of checked settings."""
         raise NotImplementedError
 
     # ---- numbers
@@ -116,14 +117,14 @@ class _PyTorchForm(Optimiser):
             raise ValueError(
                 f"{who}: the state must have the keys ['param_groups', 'state'], got {sorted(map(str, state_dict))}"
             )
-        groups, state = state_dict["param_groups"], state_dict["state"]
-        if len(groups) != 1:
-            raise ValueError(f"{who}: the state must have one parameter group, got {len(groups)}")
-        [group] = groups
-        if len(group["params"]) != len(shapes):
-            raise ValueError(f"{who}: the model has {len(shapes)} parameters, the state has {len(group['params'])}")
+        group, state = self._group_of(state_dict["param_groups"], len(shapes)), state_dict["state"]
+        if not isinstance(state, Mapping):
+            raise TypeError(f"{who}: the parameters of the state must be a mapping, got {type(state).__name__}")
         settings = self._settings_of(group)
-        states = [state.get(number, {}) for number in group["params"]]
+        numbers = list(group["params"])
+        if surplus := [number for number in state if number not in numbers]:
+            raise ValueError(f"{who}: the state has a parameter {surplus[0]!r}, its group has {numbers}")
+        states = [state.get(number, {}) for number in numbers]
         steps = self._steps_of(states)
         buffers = [
             [self._buffer(kept.get(name), name, k, *shape) for name in self._BUFFERS]
@@ -135,8 +136,22 @@ class _PyTorchForm(Optimiser):
             and (lacking := [k for k, arrays in enumerate(buffers) if any(a is None for a in arrays)])
         ):
             raise ValueError(f"{who}: the state of parameter {lacking[0]} must have {' and '.join(self._BUFFERS)}")
-        self._load(steps, buffers)
-        self._set(settings)
+        self._load(steps, buffers, self._numbers(settings))
+
+    def _group_of(self, groups: Any, count: int) -> Mapping[str, Any]:
+        """The one group of a state, if it is of that many parameters."""
+        who = type(self).__name__
+        if not isinstance(groups, (list, tuple)) or not all(isinstance(group, Mapping) for group in groups):
+            raise TypeError(f"{who}: param_groups must be a list of mappings in the state, got {groups!r:.80}")
+        if len(groups) != 1:
+            raise ValueError(f"{who}: the state must have one parameter group, got {len(groups)}")
+        params = groups[0].get("params")
+        if not isinstance(params, (list, tuple)) or not all(isinstance(number, int) for number in params):
+            raise TypeError(f"{who}: params must be a list of numbers in the group of the state, got {params!r:.80}")
+        if len(params) != count:
+            raise ValueError(f"{who}: the model has {count} parameters, the state has {len(params)}")
+        group: Mapping[str, Any] = groups[0]
+        return group
 
     def _settings_of(self, group: Mapping[str, Any]) -> Settings:
         who = type(self).__name__
@@ -152,13 +167,17 @@ class _PyTorchForm(Optimiser):
 
     def _steps_of(self, states: list[Mapping[str, Any]]) -> int:
         """How many steps were taken: the same for all parameters."""
+        who = type(self).__name__
+        for k, kept in enumerate(states):
+            if not isinstance(kept, Mapping):
+                raise TypeError(f"{who}: the state of parameter {k} must be a mapping, got {type(kept).__name__}")
+            if self._STEP and kept and "step" not in kept:
+                raise ValueError(f"{who}: the state of parameter {k} must have step, got {sorted(map(str, kept))}")
         if not self._STEP:
             return int(any(states))
-        steps = {float(kept["step"]) if kept else 0.0 for kept in states}
-        if len(steps) > 1 or not all(0 <= step < 2**31 and step.is_integer() for step in steps):
-            raise ValueError(
-                f"{type(self).__name__}: all parameters must have taken the same number of steps, got {sorted(steps)}"
-            )
+        steps = {real_number(f"{who}: step", kept["step"]) if kept else 0.0 for kept in states}
+        if len(steps) > 1 or not all(0 <= step < 2**53 and step.is_integer() for step in steps):
+            raise ValueError(f"{who}: all parameters must have taken the same number of steps, got {sorted(steps)}")
         return int(steps.pop())
 
     def _buffer(self, value: Any, name: str, k: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array | None:
@@ -169,7 +188,7 @@ class _PyTorchForm(Optimiser):
         _check_cast(what, array.dtype, dtype)
         if array.shape != shape:
             raise ValueError(f"{what} must have shape {shape}, got {array.shape}")
-        return np.array(array, dtype)
+        return np.array(array, dtype, order="C")
 
     # ---- copies: copy.copy has the same model and a state of its own; copy.deepcopy and pickle take the model along
 
@@ -184,14 +203,14 @@ class _PyTorchForm(Optimiser):
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         model, settings, steps, buffers, attributes = state
         in_dict, in_slots = attributes if isinstance(attributes, tuple) else (attributes, {})
-        self._bind(model, len(self._BUFFERS))
-        self._set(self._checked(settings))
+        self._bind(model)
         self._load(
             steps,
             [
                 [self._buffer(a, name, k, *shape) for name, a in zip(self._BUFFERS, arrays, strict=True)]
                 for k, (arrays, shape) in enumerate(zip(buffers, self._shapes(), strict=True))
             ],
+            self._numbers(self._checked(settings)),
         )
         if in_dict:
             self.__dict__.update(in_dict)
@@ -240,9 +259,9 @@ class SGD(_PyTorchForm, SGDBase):
     def __init__(
         self, model: Model, lr: float = 1e-3, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
     ) -> None:
-        self._bind(model, 1)
+        self._bind(model)
         settings = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        self._set(self._checked(settings))
+        self._configure(**self._numbers(self._checked(settings)))
 
     @property
     def _settings(self) -> Settings:
@@ -263,8 +282,8 @@ class SGD(_PyTorchForm, SGDBase):
             raise ValueError(f"{type(self).__name__}: nesterov needs a momentum, got 0")
         return {"lr": lr, "momentum": momentum, "nesterov": bool(nesterov), "weight_decay": weight_decay}
 
-    def _set(self, settings: Settings) -> None:
-        self._configure(**settings)
+    def _numbers(self, settings: Settings) -> Settings:
+        return settings
 
     def _keeps_state(self) -> bool:
         return self.momentum != 0
@@ -309,8 +328,9 @@ class Adam(_PyTorchForm, AdamBase):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        self._bind(model, 2)
-        self._set(self._checked({"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}))
+        self._bind(model)
+        settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        self._configure(**self._numbers(self._checked(settings)))
 
     @property
     def _settings(self) -> Settings:
@@ -334,10 +354,10 @@ class Adam(_PyTorchForm, AdamBase):
                 raise ValueError(f"{self._named(f'betas[{k}]')} must be below 1, got {beta}")
         return {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
 
-    def _set(self, settings: Settings) -> None:
+    def _numbers(self, settings: Settings) -> Settings:
         beta1, beta2 = settings["betas"]
-        decoupled = self._FIXED["decoupled_weight_decay"]
-        self._configure(settings["lr"], beta1, beta2, settings["eps"], settings["weight_decay"], decoupled)
+        rest = {name: number for name, number in settings.items() if name != "betas"}
+        return {**rest, "beta1": beta1, "beta2": beta2, "decoupled": self._FIXED["decoupled_weight_decay"]}
 
 
 class AdamW(Adam):

@@ -165,7 +165,7 @@ _FORWARD: dict[str, Callable[[Array], Array]] = {
     "identity": lambda x: x,
     "relu": lambda x: np.where(x < 0, 0, x),
     "leaky_relu": lambda x: np.where(x > 0, x, SLOPE * x),
-    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.where(x > 0, 0, x))),  # minimum(-0, 0) may be 0
     "sigmoid": _sigmoid,
     "tanh": np.tanh,
     "silu": lambda x: _times_finite(x, _sigmoid(x)),
@@ -174,15 +174,17 @@ _FORWARD: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def _silu_derivative(x: Array) -> Array:
-    result: Array = _sigmoid(x) * (1 + np.where(np.isinf(x), 0, x) * _sigmoid(-x))
-    return result
+def _silu_terms(x: Array) -> tuple[Array, Array]:
+    return _sigmoid(x), np.where(np.isinf(x), 0, x) * _sigmoid(x) * _sigmoid(-x)
 
 
-def _gelu_derivative(x: Array) -> Array:
+def _gelu_terms(x: Array) -> tuple[Array, Array]:
     density, integral = _gaussian(x)
-    result: Array = integral + np.where(np.isinf(x), 0, x) * density
-    return result
+    return integral, np.where(np.isinf(x), 0, x) * density
+
+
+TERMS = {"silu": _silu_terms, "gelu": _gelu_terms}
+"""What the derivative by x is the sum of, where it is a sum."""
 
 
 _BY_OUTPUT: dict[str, Callable[[Array, Array], Array]] = {
@@ -195,8 +197,8 @@ _BY_OUTPUT: dict[str, Callable[[Array, Array], Array]] = {
     "softmax": lambda grad, y: y * (grad - (grad * y).sum(axis=-1, keepdims=True)),
 }
 _BY_BEFORE: dict[str, Callable[[Array, Array], Array]] = {
-    "silu": lambda grad, x: grad * _silu_derivative(x),
-    "gelu": lambda grad, x: grad * _gelu_derivative(x),
+    "silu": lambda grad, x: grad * sum(_silu_terms(x)),
+    "gelu": lambda grad, x: grad * sum(_gelu_terms(x)),
 }
 
 ACTIVATIONS = tuple(_FORWARD)

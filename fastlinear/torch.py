@@ -26,6 +26,8 @@ from torch.nn import functional
 import fastlinear
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -364,14 +366,32 @@ _CONSTANTS = {
 """What an activation must have been made with, because fastlinear's has it built in."""
 
 
-def parts_of(module: torch.nn.Module, name: str = "module") -> list[torch.nn.Linear | str]:
+def parts_of(module: torch.nn.Module) -> list[torch.nn.Linear | str]:
     """The parts of a torch.nn.Sequential, nested ones in a row, for Sequential.from_torch."""
+    parts: list[torch.nn.Linear | str] = []
+    for name, leaf in _leaves("module", module):
+        if isinstance(leaf, nn.Linear) and any(leaf is part for part in parts):
+            raise ValueError(
+                f"from_torch: {name} is the same Linear as one before it; a net has each layer once, so give it a copy"
+            )
+        parts += _parts_of_leaf(name, leaf)
+    return parts
+
+
+def _leaves(name: str, module: Any) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The modules that compute, in their order, with their places. named_children() gives one only once."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"from_torch: {name} must be a torch.nn.Module, got {type(module).__name__}")
+    if type(module) is nn.Sequential:
+        for place, child in module._modules.items():
+            yield from _leaves(f"{name}[{place}]", child)
+    else:
+        yield name, module
+
+
+def _parts_of_leaf(name: str, module: torch.nn.Module) -> list[torch.nn.Linear | str]:
     if isinstance(module, nn.Linear):
         return [module]
-    if type(module) is nn.Sequential:
-        return [part for place, child in module.named_children() for part in parts_of(child, f"{name}[{place}]")]
     if type(module) is nn.Identity or (type(module) is nn.Dropout and not module.training):
         return []
     if type(module) is nn.Dropout:

@@ -197,6 +197,12 @@ def test_limits(elementwise, name, dtype):
     assert_same_bits(got[3:], np.array(zeros, dtype), name)
 
 
+@pytest.mark.parametrize("name", EACH)
+def test_the_reference_keeps_the_sign_of_0(name, dtype):
+    got = activate(reference, name, np.array([0.0, -0.0], dtype))[0]
+    assert list(np.signbit(got)) == [False, name != "sigmoid"]
+
+
 # ---- derivatives
 
 

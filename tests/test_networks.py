@@ -413,6 +413,9 @@ def test_the_output_cannot_be_written_to(isa):
     del tape, net
     gc.collect()
     assert np.isfinite(output).all()
+    with pytest.raises(ValueError, match="cannot set WRITEABLE flag"):
+        output.flags.writeable = True
+    assert not np.frombuffer(output.base, np.float32).flags.writeable
 
 
 def test_tapes_that_do_not_fit(isa):
@@ -577,6 +580,8 @@ ONES = np.ones((5, 3), np.float32)
         (lambda net, tape: net.backward_update(tape, ONES[:, :2], None), TypeError, "lr must be a real number"),
         (lambda net, tape: net.backward_update(tape, ONES[:, :2], 1j), TypeError, "lr must be a real number"),
         (lambda net, tape: net.step(1e39), ValueError, "lr must fit float32"),
+        (lambda net, tape: net.step(np.nan), ValueError, "lr must be finite, got nan"),
+        (lambda net, tape: net.backward_update(tape, ONES[:, :2], np.inf), ValueError, "lr must be finite, got inf"),
         (lambda net, tape: net.record(np.ma.ones((5, 3), np.float32)), TypeError, "masked array"),
     ],
 )
@@ -863,3 +868,28 @@ def test_one_layer_alone(compiled_isa, dtype_):
     net = Sequential(layer)
     assert_same_bits(net(x), layer(x))
     assert_same_bits(net.backward(net.record(x), x[:, :2].copy()), layer.backward(x, x[:, :2].copy()))
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu"])
+def test_verify_where_a_derivative_goes_through_0(isa, dtype, name):
+    """There the error is not small beside the derivative itself, but beside the terms of its sum."""
+    zero = {"silu": -1.2784645427610738, "gelu": -0.7517915936521127}[name]
+    net = Sequential(Linear.from_weights(np.eye(64, dtype=dtype)), name)
+    x = (zero + np.linspace(-1e-5, 1e-5, 64 * 50).reshape(50, 64)).astype(dtype)
+    assert max(fastlinear.verify(net, x, np.ones_like(x)).values()) <= 4
+
+
+def test_verify_of_what_is_no_model():
+    with pytest.raises(TypeError, match=r"verify: model must be a Linear or a Sequential, got int"):
+        fastlinear.verify(5, [1], [1])
+
+
+def test_weak_references():
+    """To a net, a tape and an optimiser, as to a layer."""
+    net = two_layers()
+    things = [net, net.record(np.ones(3, np.float32)), fastlinear.Adam(net)]
+    weak = [weakref.ref(thing) for thing in things]
+    assert [ref() for ref in weak] == things
+    del things, net
+    gc.collect()
+    assert not any(ref() for ref in weak)

@@ -1,6 +1,7 @@
 """Nets and tapes under what is done to layers in test_hostile.py, test_limits.py, test_resources.py,
 test_interruption.py and test_threads.py: no crash, nothing half written, nothing left behind, no allocation."""
 
+import gc
 import itertools
 import os
 import sys
@@ -113,6 +114,51 @@ def test_python_code_in_the_midst_of_a_call(name, guarded, whole):
     assert run.returncode == 0, run.stderr[-3000:]
 
 
+def record_amid_collections(name):
+    """Change x when the garbage collector runs, at each of the moments in record() at which it may."""
+    hostile.unmap_what_is_freed()
+    _dispatch.use(name)
+
+    class Cycle:
+        def __init__(self, deed):
+            self.deed, self.itself = deed, self
+
+        def __del__(self):
+            self.deed()
+
+    deeds = {
+        "shape": ((1, 1), lambda x: setattr(x, "shape", ())),
+        "resize": ((50_000, 64), lambda x: x.resize((1, 1), refcheck=False)),
+    }
+    thresholds, done = gc.get_threshold(), []
+    for (what, (shape, deed)), count in itertools.product(deeds.items(), range(1, 10)):
+        net = Sequential(Linear(shape[1], 60, rng=0), "silu", Linear(60, 2, rng=1))
+        x = np.ones(shape, np.float32)
+        gc.collect()
+        gc.disable()
+        Cycle(lambda deed=deed, x=x, what=what: (hostile.attempt(deed, x), done.append(what)))
+        gc.set_threshold(gc.get_count()[0] + count, 1000, 1000)
+        gc.enable()
+        try:  # and not suppress(), which would make more objects than record() does
+            tape = net.record(x)
+        except ValueError:
+            tape = None
+        gc.disable()
+        gc.set_threshold(*thresholds)
+        assert tape is None or tape.output.shape == (shape[0], 2), (what, count, tape)
+        gc.collect()
+    assert set(done) == set(deeds)
+
+
+@hostile.in_a_child
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@each_isa
+def test_a_garbage_collection_in_the_midst_of_record(name):
+    """What it runs may change x: record() looks at x after its last chance to."""
+    run = in_child(record_amid_collections, name)
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("change", hostile.CHANGES.values(), ids=hostile.CHANGES)
 def test_what_is_handed_out_is_not_what_the_net_reads(isa, change):
@@ -125,6 +171,21 @@ def test_what_is_handed_out_is_not_what_the_net_reads(isa, change):
     np.testing.assert_array_equal(tape.output, expected)
     np.testing.assert_array_equal(net(x), expected)
     np.testing.assert_array_equal(net.backward(tape, grad_output), gx)
+
+
+def test_values_that_change_while_they_are_stored(isa):
+    """A pair that gives other arrays the second time is asked once."""
+    net = Sequential(Linear(300, 200, rng=0))
+    big, small = (np.full((n, m), 7, np.float32) for n, m in ((200, 300), (1, 1)))
+    turns = iter([(big, big[:, 0].copy()), (small, small[0])])
+
+    class Changing:
+        def __iter__(self):
+            return iter(next(turns))
+
+    net._store([Changing()])
+    np.testing.assert_array_equal(net[0].weight, big)
+    assert len(list(turns)) == 1
 
 
 # ---- memory

@@ -77,6 +77,18 @@ def test_nested_modules_and_those_that_compute_nothing():
     assert len(alone) == 1
 
 
+def test_an_activation_that_is_there_twice():
+    """One nn.Tanh() in two places is two parts, although named_children() gives it once."""
+    tanh = nn.Tanh()
+    module = nn.Sequential(nn.Linear(3, 8), tanh, nn.Sequential(nn.Linear(8, 8), tanh), nn.Linear(8, 2), tanh)
+    net, x = Sequential.from_torch(module), torch.randn(5, 3)
+    assert net.parts[1::2] == ("tanh", "tanh", "tanh")
+    np.testing.assert_allclose(net(x), module(x).detach().numpy(), atol=1e-6)
+
+
+LAYER = nn.Linear(2, 2)
+
+
 @pytest.mark.parametrize(
     ("module", "words"),
     [
@@ -93,6 +105,10 @@ def test_nested_modules_and_those_that_compute_nothing():
         (nn.Sequential(nn.Linear(2, 3), nn.Linear(2, 3)), "part 1 takes 2 features"),
         (nn.Sequential(nn.ReLU()), "must follow a Linear"),
         (nn.Sequential(), "there must be a Linear"),
+        (
+            nn.Sequential(LAYER, nn.Sequential(nn.ReLU(), LAYER)),
+            r"module\[1\]\[1\] is the same Linear as one before it",
+        ),
     ],
     ids=str,
 )

@@ -19,6 +19,7 @@ from fastlinear import SGD, Adam, AdamW, Linear, _dispatch, clip_grad_norm, refe
 
 from .bits import FUSED
 from .helpers import COMPILED, assert_same_bits, placed, python, wider
+from .memory import in_child
 
 
 @pytest.fixture(params=COMPILED)
@@ -553,7 +554,7 @@ def test_without_init(cls):
     """An optimiser whose __init__ was not called says so in every method; a second __init__ is refused."""
     bare = cls.__new__(cls)
     assert repr(bare) == f"{cls.__name__}() without a model: its __init__ was not called"
-    for call in (bare.step, bare.zero_grad, bare.state_dict, bare._buffers, lambda: bare._load(0, [])):
+    for call in (bare.step, bare.zero_grad, bare.state_dict, bare._buffers, lambda: bare._load(0, [], {})):
         with pytest.raises(RuntimeError, match="has no model yet: its __init__ was not called"):
             call()
     ready = cls(Linear(2, 1))
@@ -664,7 +665,25 @@ STATES_WRONG = [
     (lambda s: s["state"].pop(1), ValueError, r"must have taken the same number of steps, got \[0.0, 1.0\]"),
     (kept(1, step=2), ValueError, r"Adam: all parameters must have taken the same number of steps, got \[1.0, 2.0\]"),
     (steps(0.5), ValueError, r"the same number of steps, got \[0.5\]"),
-    (steps(2**40), ValueError, "the same number of steps, got"),
+    (steps(2**60), ValueError, "the same number of steps, got"),
+    (steps(-1), ValueError, "the same number of steps, got"),
+    (steps("1"), TypeError, "Adam: step must be a real number, got str"),
+    (lambda s: s["state"][1].pop("step"), ValueError, "Adam: the state of parameter 1 must have step, got"),
+    (
+        lambda s: s.update(param_groups=3),
+        TypeError,
+        "Adam: param_groups must be a list of mappings in the state, got 3",
+    ),
+    (lambda s: s.update(param_groups=[3]), TypeError, "Adam: param_groups must be a list of mappings in the state"),
+    (lambda s: group(s).pop("params"), TypeError, "Adam: params must be a list of numbers in the group of the state"),
+    (setting(params=[0, [1]]), TypeError, r"Adam: params must be a list of numbers in the group of the state, got \[0"),
+    (lambda s: s.update(state=[]), TypeError, "Adam: the parameters of the state must be a mapping, got list"),
+    (lambda s: s["state"].update({1: 3}), TypeError, "Adam: the state of parameter 1 must be a mapping, got int"),
+    (
+        lambda s: s.update(state={str(number): kept for number, kept in s["state"].items()}),  # as JSON has it
+        ValueError,
+        r"Adam: the state has a parameter '0', its group has \[0, 1\]",
+    ),
     (
         lambda s: s["state"][1].pop("exp_avg"),
         ValueError,
@@ -686,6 +705,37 @@ def test_a_state_that_is_refused_changes_nothing(spoil, error, message):
         optimiser.load_state_dict(state)
     assert contents(optimiser) == before
     assert optimiser.lr == 0.125
+
+
+def test_a_state_is_loaded_at_once():
+    """Wherever a signal hits load_state_dict, settings and state are all old or all new."""
+    optimiser, seen = Adam(Linear(3, 2, rng=1), 0.125), []
+
+    def look(*_):
+        seen.append((optimiser.lr, optimiser.steps))
+        return look
+
+    state, before = good_state(), sys.gettrace()
+    sys.settrace(look)
+    try:
+        optimiser.load_state_dict(state)
+    finally:
+        sys.settrace(before)
+    look()
+    assert set(seen) == {(0.125, 0), (0.25, 1)}
+
+
+def test_steps_beyond_31_bits():
+    """A small net takes as many in a quarter of an hour."""
+    optimiser = Adam(Linear(3, 2, rng=1), 0.125)
+    state = good_state()
+    steps(2**31 - 2)(state)
+    optimiser.load_state_dict(state)
+    draw(optimiser.model, 0)
+    for _ in range(3):
+        optimiser.step()
+    assert optimiser.steps == 2**31 + 1
+    assert all(np.isfinite(p).all() for p in parameters(optimiser.model))
 
 
 def test_a_state_that_is_no_mapping():
@@ -766,6 +816,37 @@ def test_a_pickle_whose_state_does_not_fit():
     buffers[0][0] = np.zeros((3, 3), np.float32)
     with pytest.raises(ValueError, match=r"exp_avg of parameter 0 must have shape \(2, 3\), got \(3, 3\)"):
         function(*arguments).__setstate__((model, settings, steps, buffers, attributes))
+    for wrong in (-1, 2**70):
+        with pytest.raises((ValueError, OverflowError)):
+            function(*arguments).__setstate__((model, settings, wrong, optimiser._buffers(), attributes))
+
+
+@pytest.mark.parametrize("kind", ["SGD momentum", "Adam"])
+def test_a_step_has_the_memory_it_needs(kind):
+    """Whatever a subclass says that is kept for each parameter."""
+    cls, options = KINDS[kind]
+
+    class Forgetful(cls):
+        _BUFFERS = ()
+
+    optimiser, other = Forgetful(Linear(3, 2), 0.1, **options), Forgetful.__new__(Forgetful)
+    optimiser.step()
+    with pytest.raises(ValueError, match="zip"):
+        other.__setstate__((optimiser.model, optimiser._settings, 0, [[]] * 2, None))
+    other.step()
+
+
+def test_what_a_subclass_says_of_shapes_does_not_count():
+    class Boasting(Adam):
+        def _shapes(self):
+            return [((1000, 1000), np.dtype(np.float64))] * 2
+
+    class Renamed(Linear):
+        dtype = "float16"
+
+    layer = Renamed.from_weights(np.ones((2, 3)), np.ones(2))
+    assert [[a.shape for a in arrays] for arrays in Boasting(layer)._buffers()] == [[(2, 3)] * 2, [(2,)] * 2]
+    assert [dtype for _, dtype in Adam(layer)._shapes()] == [np.float64] * 2
 
 
 def test_repr():
@@ -798,6 +879,62 @@ def test_no_allocation_after_the_first_step(kind):
         gc.enable()
     assert contents(optimiser) != before
     assert not any(g.any() for g in gradients(optimiser.model))
+
+
+def starve():
+    """Let the first allocation of load_state_dict fail, then the second, and so on until it does not notice it."""
+    import _testcapi
+
+    failures = 0
+    for kind in ("SGD momentum", "Adam"):
+        state = make(kind, net(), 0.25)
+        draw(state.model, 0)
+        state.step()
+        state = state.state_dict()
+
+        def load(n, kind=kind, state=state):
+            optimiser, missed = make(kind, net()), False
+            _testcapi.set_nomemory(n, n + 1)
+            try:
+                optimiser.load_state_dict(state)
+            except Exception:
+                missed = True
+            finally:
+                _testcapi.remove_mem_hooks()
+            return missed, (contents(optimiser), optimiser.lr)
+
+        before, after, successes = (contents(make(kind, net())), 0.05), load(1 << 30)[1], 0
+        for n in range(1000):
+            missed, now = load(n)
+            assert now == (before if missed else after), (kind, n)
+            failures, successes = failures + missed, 0 if missed else successes + 1
+            if successes == 20:
+                break
+    assert failures > 100, failures
+
+
+def test_a_state_is_loaded_whole_or_not_at_all():
+    """Whichever allocation of Python's fails in load_state_dict: settings and state are all old or all new."""
+    pytest.importorskip("_testcapi")
+    run = in_child(starve)
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
+def test_a_state_of_odd_arrays():
+    """Fortran's order, other strides and byte orders, and memory that a copy would overlap."""
+    optimiser, state = Adam(Linear(3, 2, rng=1)), good_state()
+    expected = {name: np.arange(6, dtype=np.float32).reshape(2, 3) + n for n, name in enumerate(Adam._BUFFERS)}
+    optimiser.load_state_dict({**state, "state": {**state["state"], 0: {"step": 1, **expected}}})
+    mine = dict(zip(Adam._BUFFERS, optimiser._buffers()[0], strict=True))
+    for odd in (np.asfortranarray, lambda a: np.repeat(a, 2, 1)[:, ::2], lambda a: a.astype(">f4"), np.copy):
+        kept = {"step": 1, **{name: odd(a) for name, a in expected.items()}}
+        optimiser.load_state_dict({**state, "state": {**state["state"], 0: kept}})
+        for name, a in expected.items():
+            assert_same_bits(mine[name], a)
+    swapped = {"exp_avg": mine["exp_avg_sq"], "exp_avg_sq": mine["exp_avg"]}
+    optimiser.load_state_dict({**state, "state": {**state["state"], 0: {"step": 1, **swapped}}})
+    assert_same_bits(mine["exp_avg"], expected["exp_avg_sq"])
+    assert_same_bits(mine["exp_avg_sq"], expected["exp_avg"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets Linux's limits")
