@@ -176,6 +176,7 @@ def small_build(tmp_path):
 
 
 @x86_linux
+@pytest.mark.sweep
 def test_flags_of_the_environment_break_no_promise(small_build):
     """Each of these would, were it not undone: sums in another order, NaN that is equal to itself, instructions that
     not every processor has, flush-to-zero in the whole process, structures laid out in another way."""

@@ -186,11 +186,14 @@ def resident():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("times", [3_000, pytest.param(1_000_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "times",
+    [1_000, pytest.param(3_000, marks=pytest.mark.sweep), pytest.param(1_000_000, marks=pytest.mark.long)],
+)
 @pytest.mark.parametrize("name", ENTRIES)
 def test_every_entry_point_many_times(name, times):
-    """Three thousand calls, and a million with -m long (verify, pickle and deepcopy less): no block of memory and no
-    page more than after the first."""
+    """A thousand calls, three thousand in the sweep, a million with -m long (verify, pickle and deepcopy less): no block
+    of memory and no page more than after the first."""
     problem = normal(2, 3, 2, np.float32)
     layer, call = layer_of(problem), ENTRIES[name]
     arguments = layer, problem.x, problem.grad_output, np.empty_like(problem.grad_output), problem.x.copy()

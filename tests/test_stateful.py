@@ -253,4 +253,4 @@ class LayerAndModel(RuleBasedStateMachine):
 
 
 TestLayerAndModel = LayerAndModel.TestCase
-TestLayerAndModel.settings = settings(stateful_step_count=30)
+TestLayerAndModel.settings = settings(stateful_step_count=30, max_examples=50)
