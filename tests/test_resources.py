@@ -192,7 +192,7 @@ def resident():
 )
 @pytest.mark.parametrize("name", ENTRIES)
 def test_every_entry_point_many_times(name, times):
-    """A thousand calls, three thousand in the sweep, a million with -m long (verify, pickle and deepcopy less): no block
+    """A thousand calls, three thousand in the sweep, a million with -m long (verify, pickle, deepcopy less): no block
     of memory and no page more than after the first."""
     problem = normal(2, 3, 2, np.float32)
     layer, call = layer_of(problem), ENTRIES[name]
