@@ -335,7 +335,7 @@ def squared_error(const real[:, ::1] output, const real[:, ::1] target, double s
 
 
 def huber(const real[:, ::1] output, const real[:, ::1] target, double scale, real[:, ::1] out):
-    """The sum of d^2 / 2 where |d| <= 1 and of |d| - 1/2 elsewhere, d = output - target.
+    """The sum of d^2 / 2 where abs(d) <= 1 and of abs(d) - 1/2 elsewhere, d = output - target.
     out = scale clip(d, -1, 1), and may be output or target."""
     check_same("target", target, output)
     check_same("out", out, output)

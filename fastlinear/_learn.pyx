@@ -212,7 +212,7 @@ cdef class Learner(Layer):
         ``log_loss`` and ``hinge`` labels (rows,) of any integer dtype: 0 or 1 for one output, else less than
         out_features. The formulas are those of ``fastlinear.losses``.
         lr: a number, or (steps,), one for each batch. The last batch has what is left.
-        l2: strength of the penalty l2/2·|W|²: each step begins with weight *= 1 - lr·l2. The bias has none.
+        l2: strength of the penalty l2/2 · ΣW²: each step begins with ``weight *= 1 - lr * l2``. The bias has none.
         sample_weight: (rows,), factors of the rows' losses and gradients. order: (steps of rows,), the indices of the
         rows to learn, in turn: shuffling without a copy of X.
         adaptive: steps for each weight by AdaGrad (Duchi, Hazan and Singer, JMLR 12, 2011), where features are of

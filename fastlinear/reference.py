@@ -255,7 +255,7 @@ def squared_error(output: Array, target: Array, scale: float, out: Array) -> flo
 
 @_silent
 def huber(output: Array, target: Array, scale: float, out: Array) -> float:
-    """The sum of d^2 / 2 where |d| <= 1 and of |d| - 1/2 elsewhere, d = output - target.
+    """The sum of d^2 / 2 where abs(d) <= 1 and of abs(d) - 1/2 elsewhere, d = output - target.
     out = scale clip(d, -1, 1), and may be output or target."""
     _check("target", target, output.shape)
     _check("out", out, output.shape)
@@ -394,7 +394,7 @@ def squares(array: Array) -> float:
 
 @_silent
 def scale(factor: float, array: Array) -> None:
-    """array *= factor, in place."""
+    """array is multiplied by factor, in place."""
     array *= array.dtype.type(factor)
 
 

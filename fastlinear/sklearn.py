@@ -411,7 +411,7 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
     ----------
     loss : "log_loss" or "hinge"
     learning_rate : "auto" or float
-        Of the mean gradient of a batch; constant. ``"auto"`` is 1 / (c·mean(|x|² + 1)), c being the loss's largest
+        Of the mean gradient of a batch; constant. ``"auto"`` is ``1 / (c·mean(|x|² + 1))``, c being the loss's largest
         curvature: 1/4 and 1/2 for log_loss with two and more classes, 1 for hinge. Then ``fit`` also trains on
         features of mean 0 and deviation 1, and turns the weights back in the end, so features need not be scaled; the
         penalty, still on the weights as they are in ``coef_``, acts after each epoch. ``partial_fit`` takes the mean
@@ -629,7 +629,7 @@ class LinearRegressor(RegressorMixin, _LinearModel):
     """Linear regression of one or more targets, trained by minibatch gradient descent.
 
     Minimises the mean over the rows of the loss, summed over the targets, plus ``alpha/2·|W|²``. With
-    ``loss="squared_error"`` it is d²/2 of the difference d = x Wᵀ + b - y, with ``"huber"`` |d| - 1/2 where |d| > 1.
+    ``loss="squared_error"`` it is d²/2 of the difference d = x Wᵀ + b - y, with ``"huber"`` abs(d) - 1/2 where abs(d) > 1.
 
     Parameters
     ----------
