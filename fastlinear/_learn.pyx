@@ -492,5 +492,8 @@ cdef class Learner(Layer):
                 return 0
         elif array.size == 0 or (array.min() >= 0 and array.max() < stop):
             return 0
-        place = np.flatnonzero((array < 0) | (array >= stop))[0]
+        places = np.flatnonzero((array < 0) | (array >= stop))
+        if not len(places):     # another thread has written to it meanwhile
+            raise self.changed()
+        place = places[0]
         raise ValueError(f"{self._name}: {name} must be {what} from 0 to {stop - 1}, got {array[place]} at {place}")
