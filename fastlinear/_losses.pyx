@@ -276,7 +276,7 @@ def squared_error(output, target, out=None):
 
 
 def huber(output, target, out=None):
-    """Huber's loss, delta 1: d² / 2 where abs(d) ≤ 1, abs(d) − 1/2 elsewhere, d = output − target; summed over the outputs.
+    """Huber's loss, delta 1: d² / 2 where abs(d) ≤ 1, abs(d) − 1/2 elsewhere, d = output − target; summed over outputs.
 
     As squared_error; the gradient is d, but at most 1 and at least −1, divided by the rows.
 

@@ -629,7 +629,7 @@ class LinearRegressor(RegressorMixin, _LinearModel):
     """Linear regression of one or more targets, trained by minibatch gradient descent.
 
     Minimises the mean over the rows of the loss, summed over the targets, plus ``alpha/2·|W|²``. With
-    ``loss="squared_error"`` it is d²/2 of the difference d = x Wᵀ + b - y, with ``"huber"`` abs(d) - 1/2 where abs(d) > 1.
+    ``loss="squared_error"`` it is d²/2 of the difference d = x Wᵀ + b - y, with ``"huber"`` abs(d) - 1/2 if abs(d) > 1.
 
     Parameters
     ----------
