@@ -411,6 +411,7 @@ def adagrad(gradient: Array, lr: float, squares: Array, parameter: Array) -> Non
     parameter -= real(lr) * gradient / (np.sqrt(squares) + real(1e-10))
 
 
+@np.errstate(all="ignore")
 def learn(
     layer: Linear,
     X: Array,  # noqa: N803
