@@ -89,6 +89,26 @@ def placed(array, offset=0, around=np.nan):
     return copy
 
 
+def strided(array):
+    """The same values, with gaps between rows and between columns."""
+    return np.repeat(np.repeat(array, 2, 0), 3, 1)[::2, ::3]
+
+
+def misaligned(array):
+    """The same values, from an odd address on."""
+    memory = np.empty(array.nbytes + 1, np.uint8)
+    copy = memory[1:].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def read_only(array):
+    """The same values, which nobody may change."""
+    copy = array.copy()
+    copy.flags.writeable = False
+    return copy
+
+
 def run(kernels, problem, scale=0.5, lr=0.25, **threads):
     """Every kernel on one problem. Outputs begin as NaN, gradients as weight and bias."""
     x, grad_output, weight, bias = problem

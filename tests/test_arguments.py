@@ -23,7 +23,10 @@ from .helpers import (
     integers,
     layer_of,
     memory_of,
+    misaligned,
+    read_only,
     result_shape,
+    strided,
     unchanged,
 )
 
@@ -75,22 +78,6 @@ class DLPackFails(ArrayOnly):
 
     def __dlpack_device__(self):
         return (2, 0)
-
-
-def strided(a):
-    return np.repeat(np.repeat(a, 2, 0), 3, 1)[::2, ::3]
-
-
-def misaligned(a):
-    view = np.ndarray(a.shape, a.dtype, bytearray(a.nbytes + 1), 1)
-    view[...] = a
-    return view
-
-
-def read_only(a):
-    a = a.copy()
-    a.flags.writeable = False
-    return a
 
 
 def memmap(a, folder):

@@ -16,7 +16,7 @@ import pytest
 import fastlinear
 from fastlinear import Linear, reference
 
-from .helpers import assert_same_bits, assert_same_memory, memory_of, unchanged
+from .helpers import assert_same_bits, assert_same_memory, memory_of, misaligned, read_only, unchanged
 
 LOSSES = "squared_error", "huber", "log_loss", "hinge"
 LABELLED = "log_loss", "hinge"
@@ -138,19 +138,6 @@ def test_order_is_the_rows_in_that_order(compiled_isa, dtype):
         copy = pickle.loads(pickle.dumps(one))
         assert copy.learn(x, y, 0.1, "log_loss", order=places) == expected
         assert_same_memory(copy, memory_of(other))
-
-
-def misaligned(array):
-    memory = np.empty(array.nbytes + 1, np.uint8)
-    copy = memory[1:].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
-def read_only(array):
-    copy = array.copy()
-    copy.flags.writeable = False
-    return copy
 
 
 LAYOUTS = {

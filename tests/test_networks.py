@@ -16,7 +16,7 @@ import fastlinear
 from fastlinear import Linear, Sequential, _dispatch, reference, verify
 from fastlinear._network import Tape
 
-from .helpers import DTYPES, assert_same_bits
+from .helpers import DTYPES, assert_same_bits, misaligned, read_only
 
 ACTIVATIONS = reference.ACTIVATIONS[1:]
 HIDDEN = ACTIVATIONS[:-1]
@@ -272,19 +272,6 @@ def strided(a):
 
 def swapped(a):
     return a.astype(a.dtype.newbyteorder())
-
-
-def misaligned(a):
-    memory = np.empty(a.nbytes + 1, np.uint8)
-    view = memory[1:].view(a.dtype).reshape(a.shape)
-    view[...] = a
-    return view
-
-
-def read_only(a):
-    a = a.copy()
-    a.flags.writeable = False
-    return a
 
 
 LAYOUTS = [

@@ -22,7 +22,7 @@ from fastlinear import Linear, _dispatch, reference
 
 from . import emulation
 from .bits import FUSED
-from .helpers import COMPILED, Problem
+from .helpers import COMPILED, Problem, misaligned, read_only, strided
 
 
 class Point(NamedTuple):
@@ -371,23 +371,10 @@ def check_parts(call, kernels, plain):
             assert_same_numbers(to[name], plain[name], f"{name} of the rows, cut at {cuts}")
 
 
-def misaligned(array):
-    memory = np.empty(array.nbytes + 1, np.uint8)
-    copy = memory[1:].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
-def read_only(array):
-    copy = array.copy()
-    copy.flags.writeable = False
-    return copy
-
-
 LAYOUTS = {
     "plain": np.copy,
     "fortran": np.asfortranarray,
-    "strided": lambda a: np.repeat(np.repeat(a, 2, 0), 3, 1)[::2, ::3],
+    "strided": strided,
     "reversed": lambda a: a[::-1, ::-1].copy()[::-1, ::-1],
     "columns of a wider array": lambda a: np.hstack([a, a])[:, : a.shape[1]],
     "misaligned": misaligned,
