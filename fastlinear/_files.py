@@ -321,8 +321,8 @@ def _read_npz(file: IO[bytes], size: int) -> _Content:
 _ENTRY = r"""(?x: ['"] (?: descr['"]\s*:\s*['"](?P<dtype{0}>[<>=|]?[iuf]\d{{1,2}})['"]
                          | fortran_order['"]\s*:\s*(?P<fortran{0}>True|False)
                          | shape['"]\s*:\s*\((?P<shape{0}>[\dL,\s]{{0,1000}})\) ) \s* )"""
-_HEADER = re.compile(rf"\s*\{{\s*{_ENTRY.format(0)},\s*{_ENTRY.format(1)},\s*{_ENTRY.format(2)},?\s*\}}\s*")
-_SHAPE = re.compile(r"\s*(?:\d{1,19}L?\s*,\s*)*(?:\d{1,19}L?\s*)?")  # Python 2 wrote an L now and then
+_HEADER = rf"\s*\{{\s*{_ENTRY.format(0)},\s*{_ENTRY.format(1)},\s*{_ENTRY.format(2)},?\s*\}}\s*"
+_SHAPE = r"\s*(?:\d{1,19}L?\s*,\s*)*(?:\d{1,19}L?\s*)?"  # Python 2 wrote an L now and then
 
 
 def _read_npy(name: str, member: IO[bytes], size: int) -> NDArray[Any]:
@@ -334,9 +334,9 @@ def _read_npy(name: str, member: IO[bytes], size: int) -> NDArray[Any]:
     if length > _MOST_HEADER:
         raise ValueError(f"{name} has a header of {length} bytes, more than {_MOST_HEADER}")
     text = member.read(length).decode("latin1")
-    found = _HEADER.fullmatch(text)
+    found = re.fullmatch(_HEADER, text)  # compiled when first used: a millisecond of the import
     entries = {} if found is None else {key[:-1]: v for key, v in found.groupdict().items() if v is not None}
-    if len(entries) != 3 or not _SHAPE.fullmatch(entries["shape"]):
+    if len(entries) != 3 or not re.fullmatch(_SHAPE, entries["shape"]):
         raise ValueError(f"{name} must be a plain array of numbers, and its header is {text[:200]!r}")
     shape = tuple(int(n) for n in re.findall(r"\d+", entries["shape"]))
     dtype, order = np.dtype(entries["dtype"]), "F" if entries["fortran"] == "True" else "C"
