@@ -89,7 +89,8 @@ cdef enum:
     WORTH_A_COPY = 2048    # grad_weight: for fewer multiply-adds than that it costs more to decide than to do
     FOLDED = 3             # product: a sum of fewer terms than that goes row by row, because memory is one stream
     FOLDED_BYTES = 1024    # then, if rows are that long; 8 terms are slower
-    PACKED_ROWS = 24       # product: from so many rows on the other operand is packed
+    PACKED_ROWS = 24       # product: from so many rows on the other operand is packed. For fewer, grad_input streams a
+                           # W that comes from memory past them
     TURNED_ROWS = 48       # product: turned sums that wait to be written; whole tiles of 6 and of 3, whole vectors
     THIN_BYTES = 64        # grad_weight: with fewer bytes of columns than that, and so many times more rows of x than
     TURNED_BATCH = 4       # bytes, the lanes run along the outputs. For grad_input that pays at no batch
@@ -346,6 +347,7 @@ cdef Way cheapest_way(Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t outs,
     x; lanes without work; W from beyond L2. bench/fit.py fits the constants. Against the best way at each point, those
     for 16 registers lose 4 % on average (AVX2, 1,000 random points), those for 32 0.1 % (AVX-512, 180)."""
     cdef Py_ssize_t lanes = 64 // sizeof(real)
+    cdef bint past_l2 = in_features * outs * <Py_ssize_t> sizeof(real) > PAST_L2_BYTES
     cdef double dots, packed, turned
     if in_features <= NARROW and whole_rows and in_features <= 8 * batch and batch * outs >= 16:
         return NARROW_W
@@ -357,11 +359,11 @@ cdef Way cheapest_way(Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t outs,
         turned = 16.0 / outs + 0.9 * lanes / in_features + waste(batch, lanes) + batch / 3000.0
     else:
         dots = 1.35 + 7.1 * lanes / in_features - min(batch, 64) / 230.0 + 4.3 / outs
-        if in_features * outs * <Py_ssize_t> sizeof(real) > PAST_L2_BYTES:
+        if past_l2:
             dots += 0.13
         packed = 0.88 + 3.4 * lanes / in_features + 8.6 / batch + 6.5 / outs + 0.75 * waste(outs, lanes // 2)
         turned = 0.83 + 4.4 * lanes / in_features + 9.5 / outs + 6.0 / batch + 0.98 * waste(batch, lanes // 2)
-        if in_features * outs * <Py_ssize_t> sizeof(real) > PAST_L2_BYTES and batch > 2 * lanes:
+        if past_l2 and batch > 2 * lanes:
             turned += 0.4   # W passes once for each panel of x; fitted by hand, because it matters most at large sizes
     if dots <= packed and dots <= turned:
         return DOTS

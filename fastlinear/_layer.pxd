@@ -162,6 +162,8 @@ cdef class Model:
     cdef int check_rows(self, str name, cnp.ndarray array, Py_ssize_t features) except -1
     cdef int check_out(self, out, cnp.ndarray x, Py_ssize_t features) except -1
     cdef cnp.ndarray plain(self, cnp.ndarray array)
+    cdef bint apart_from_memory(self, Span a) noexcept
+    cdef cnp.ndarray plain_apart(self, cnp.ndarray array)
     cdef object changed(self)
 
 
@@ -174,9 +176,10 @@ cdef class Layer(Model):
     cdef inline int check_writable(self, Parameter weight, Parameter bias) except -1
     cdef int ensure_gradients(self) except -1
     cdef int check_both(self, cnp.ndarray x, cnp.ndarray grad_output, out, bint input_grad) except -1
-    cdef cnp.ndarray plain_apart(self, cnp.ndarray array)
     cdef cnp.ndarray values(self, str name, Parameter p, value)
     cdef int assign(self, str name, Parameter p, value) except -1
+    cdef int check_values(self, weight, bias) except -1
+    cdef void copy_values(self, weight, bias) noexcept
 
     cdef inline bint apart_from_parameters(self, Span a) noexcept
     cdef inline bint apart_from_gradients(self, Span a) noexcept

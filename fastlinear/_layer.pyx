@@ -469,6 +469,18 @@ cdef class Model:
         return PyArray_FromArray(
             array, self.dtype, cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_ENSUREARRAY)
 
+    cdef bint apart_from_memory(self, Span a) noexcept:
+        """Whether a shares no byte with the parameters and gradients, which backward writes to."""
+        return True
+
+    cdef cnp.ndarray plain_apart(self, cnp.ndarray array):
+        """The same as plain(), apart from the model's memory."""
+        cdef cnp.ndarray a = self.plain(array)
+        cdef Span span = Span(<char*> cnp.PyArray_DATA(a), <char*> cnp.PyArray_DATA(a) + cnp.PyArray_NBYTES(a))
+        if self.apart_from_memory(span):
+            return a
+        return cnp.PyArray_NewCopy(a, cnp.NPY_CORDER)
+
     cdef object changed(self):
         return RuntimeError(f"{self._name}: an argument changed while the call made itself ready; nothing was written")
 
@@ -542,6 +554,9 @@ cdef class Layer(Model):
     cdef inline bint apart_from_gradients(self, Span a) noexcept:
         return apart(a, self.grad_w_span) and apart(a, self.grad_b_span)
 
+    cdef bint apart_from_memory(self, Span a) noexcept:
+        return self.apart_from_parameters(a) and self.apart_from_gradients(a)
+
     cdef inline bint can_map(self, Pass* p, Span* source_span, source, Py_ssize_t source_features,
                              result, Py_ssize_t result_features) noexcept:
         """Whether a kernel can compute result from source and the parameters, as they are."""
@@ -596,14 +611,6 @@ cdef class Layer(Model):
             raise ValueError(f"{self._name}: out is for grad_input, which input_grad=False leaves out")
         self.check_out(out, x, self.in_features)
         return 0
-
-    cdef cnp.ndarray plain_apart(self, cnp.ndarray array):
-        """The same, apart from the layer's memory, which backward writes to."""
-        cdef cnp.ndarray a = self.plain(array)
-        cdef Span span = Span(<char*> cnp.PyArray_DATA(a), <char*> cnp.PyArray_DATA(a) + cnp.PyArray_NBYTES(a))
-        if self.apart_from_parameters(span) and self.apart_from_gradients(span):
-            return a
-        return cnp.PyArray_NewCopy(a, cnp.NPY_CORDER)
 
     cdef cnp.ndarray values(self, str name, Parameter p, value):
         """value as p.matches() wants it."""
@@ -700,9 +707,18 @@ cdef class Layer(Model):
         """Copy values, of the very shape and dtype, into the parameters: into both or none."""
         self.check_bound()
         self.check_writable(self.W, self.b)
+        self.check_values(weight, bias)
+        self.copy_values(weight, bias)
+
+    cdef int check_values(self, weight, bias) except -1:
+        """Whether copy_values() can take them."""
         if not (self.W.matches(weight) and (bias is None if self.b is None else self.b.matches(bias))):
             raise ValueError(
                 f"{self._name}: weight and bias must be C-contiguous ndarrays of the layer's shapes and dtype")
+        return 0
+
+    cdef void copy_values(self, weight, bias) noexcept:
+        """Into the parameters. Runs no Python code."""
         memmove(self.w_span.begin, cnp.PyArray_DATA(weight), self.w_span.end - self.w_span.begin)
         if bias is not None:
             memmove(self.b_span.begin, cnp.PyArray_DATA(bias), self.b_span.end - self.b_span.begin)

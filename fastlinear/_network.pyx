@@ -392,6 +392,9 @@ cdef class Network(Model):
                 return False
         return True
 
+    cdef bint apart_from_memory(self, Span a) noexcept:
+        return self.apart_from_parameters(a) and self.apart_from_gradients(a)
+
     cdef inline bint can_map(self, Pass* p, x, y) noexcept:
         """Whether y can be computed from x as they are."""
         if not (self.can_read(x, self.in_features) and self.can_write(y, self.out_features)
@@ -459,14 +462,10 @@ cdef class Network(Model):
             raise ValueError(f"{self._name}: there must be values for {self.depth} layers, got {len(weights)}")
         for s in range(self.depth):
             layer, weight, bias = self.held[s], weights[s], biases[s]
-            if not (layer.W.matches(weight) and (bias is None if layer.b is None else layer.b.matches(bias))):
-                raise ValueError(f"{layer._name}: weight and bias must be C-contiguous ndarrays of the layer's shapes "
-                                 "and dtype")
+            layer.check_values(weight, bias)
         for s in range(self.depth):
             layer, weight, bias = self.held[s], weights[s], biases[s]
-            memmove(layer.w_span.begin, cnp.PyArray_DATA(weight), layer.w_span.end - layer.w_span.begin)
-            if bias is not None:
-                memmove(layer.b_span.begin, cnp.PyArray_DATA(bias), layer.b_span.end - layer.b_span.begin)
+            layer.copy_values(weight, bias)
 
     cdef int check_tape(self, tape) except -1:
         if not isinstance(tape, Tape):
@@ -474,14 +473,6 @@ cdef class Network(Model):
         if (<Tape> tape).net is not self:
             raise ValueError(f"{self._name}: the tape must be one that this net has recorded, got {tape!r}")
         return 0
-
-    cdef cnp.ndarray plain_apart(self, cnp.ndarray array):
-        """A plain array of these values, apart from all that backward writes to."""
-        cdef cnp.ndarray a = self.plain(array)
-        cdef Span span = Span(<char*> cnp.PyArray_DATA(a), <char*> cnp.PyArray_DATA(a) + cnp.PyArray_NBYTES(a))
-        if self.apart_from_parameters(span) and self.apart_from_gradients(span):
-            return a
-        return cnp.PyArray_NewCopy(a, cnp.NPY_CORDER)
 
     # ---- forward
 
