@@ -9,6 +9,7 @@ import socket
 import stat
 import struct
 import sys
+import threading
 import tracemalloc
 import zipfile
 from contextlib import suppress
@@ -286,11 +287,15 @@ class Trap:
     """Whoever unpickles it has run code of the file's author."""
 
     def __reduce__(self):
-        return exec, ("import sys; sys.trapped = True",)
+        return exec, (TRAP,)
+
+
+TRAP = "import threading; threading.current_thread().trapped = True"
 
 
 def trapped():
-    return sys.__dict__.pop("trapped", False)
+    """Whether a trap has run in this thread since this was last asked."""
+    return vars(threading.current_thread()).pop("trapped", False)
 
 
 def npy(header, data=bytes(24), magic=b"\x93NUMPY\x01\x00"):
@@ -372,7 +377,7 @@ HOSTILE = {
     "text dtype": (".npz", savez(weight=np.array([["a"]]))),
     "code in the header": (
         ".npz",
-        archive(("weight.npy", member(shape="exec('import sys; sys.trapped = 1')"))),
+        archive(("weight.npy", member(shape=f"exec({TRAP!r})"))),
     ),
     "more elements than bytes": (".npz", archive(("weight.npy", member(shape="(2, 4)")))),
     "fewer elements than bytes": (".npz", archive(("weight.npy", member(shape="(2, 2)")))),
