@@ -9,18 +9,10 @@
    every instruction set with FMA. Comparisons are such that a NaN goes through to the result.
 
    The file includes itself once for each dtype, as _tile.h does. */
-#ifndef REAL
+#ifndef FASTLINEAR_ACTIVATION_H
+#define FASTLINEAR_ACTIVATION_H
 
 #include "_vector.h"
-
-#define JOIN_(a, b) a##_##b
-#define JOIN(a, b) JOIN_(a, b)
-#define BY_DTYPE(pointer, name) _Generic(*(pointer), float: name##_f32, double: name##_f64)
-#if defined(__GNUC__)
-#define UNROLL_ALL _Pragma("GCC unroll 32")
-#else
-#define UNROLL_ALL
-#endif
 
 /* Printed by bench/fit_activations.py, lowest power first. */
 /* e^r = 1 + r + r² p(r); the error of r p(r): 2^-26.1 */
@@ -145,11 +137,6 @@ static const double GRID_f64 = 0x1.8p538;
 
 #else
 
-#define NAME(name) JOIN(name, SUFFIX)
-#define VEC NAME(vec)
-#define WIDTH ((int)(sizeof(VEC) / sizeof(REAL)))
-#define LANES ((int)(64 / sizeof(REAL)))
-#define PARTS (LANES / WIDTH)
 #define TO_EACH(c) NAME(splat)((REAL)(c))
 
 /* c[0] + c[1] x + c[2] x^2 + ... A long one as two sums side by side, of the even and of the odd powers: one chain of
@@ -368,7 +355,7 @@ EACH(gelu_derivative)
 
 /* ---- softmax, row after row */
 
-/* All lanes of the vectors, added up: those of 64 bytes first, then lane l to l + LANES/2, to l + LANES/4, ...; of a in the
+/* All lanes of the vectors, added up: those of 64 bytes first, then lane l to l + LINE/2, to l + LINE/4, ...; of a in the
    first lane and of b in the second. */
 INLINE VEC NAME(sum_lanes)(const VEC a[PARTS], const VEC b[PARTS]) {
     VEC one[PARTS], two[PARTS];
@@ -401,18 +388,18 @@ INLINE VEC NAME(finite)(VEC x) {
 }
 
 static void NAME(softmax)(const REAL *x, REAL *out, ptrdiff_t rows, ptrdiff_t columns) {
-    const ptrdiff_t whole = columns / LANES * LANES;
-    REAL last[LANES]; /* what is left of a row after its whole lines, with lanes that add nothing */
+    const ptrdiff_t whole = columns / LINE * LINE;
+    REAL last[LINE]; /* what is left of a row after its whole lines, with lanes that add nothing */
     for (; rows > 0; rows--, x += columns, out += columns) {
         VEC most[PARTS], high[PARTS], low[PARTS], inverse, rest;
-        REAL lane[LANES];
+        REAL lane[LINE];
         if (whole < columns) {
             UNROLL_ALL for (int part = 0; part < PARTS; part++)
                 NAME(store)(last + part * WIDTH, TO_EACH(-NAME(LARGEST)));
             memcpy(last, x + whole, (size_t)(columns - whole) * sizeof(REAL));
         }
 #define EACH_LINE(from, to, ...) \
-        for (ptrdiff_t j = 0; j < columns; j += LANES) { \
+        for (ptrdiff_t j = 0; j < columns; j += LINE) { \
             const REAL *p = j < whole ? from + j : last; \
             REAL *q = j < whole ? to + j : last; \
             UNROLL_ALL for (int part = 0; part < PARTS; part++, p += WIDTH, q += WIDTH) { __VA_ARGS__ } \
@@ -423,11 +410,11 @@ static void NAME(softmax)(const REAL *x, REAL *out, ptrdiff_t rows, ptrdiff_t co
         }
         EACH_LINE(x, out, (void)q; most[part] = NAME(max)(NAME(load)(p), most[part]);)
         UNROLL_ALL for (int part = 0; part < PARTS; part++) NAME(store)(lane + part * WIDTH, most[part]);
-        for (int h = LANES / 2; h; h /= 2)
+        for (int h = LINE / 2; h; h /= 2)
             for (int l = 0; l < h; l++) lane[l] = lane[l] < lane[l + h] ? lane[l + h] : lane[l];
         most[0] = NAME(finite)(TO_EACH(lane[0]));
         EACH_LINE(x, out, NAME(store)(q, NAME(softmax_term)(NAME(finite)(NAME(load)(p)), most[0]));)
-        if (whole < columns) memset(last + (columns - whole), 0, (size_t)(LANES - (columns - whole)) * sizeof(REAL));
+        if (whole < columns) memset(last + (columns - whole), 0, (size_t)(LINE - (columns - whole)) * sizeof(REAL));
         EACH_LINE(out, out, (void)q;
             VEC term = NAME(load)(p);
             VEC rough = NAME(sub)(NAME(add)(term, TO_EACH(NAME(GRID))), TO_EACH(NAME(GRID)));
@@ -451,10 +438,10 @@ static void NAME(softmax)(const REAL *x, REAL *out, ptrdiff_t rows, ptrdiff_t co
 static void NAME(softmax_derivative)(const REAL *grad, const REAL *y, REAL *out, ptrdiff_t rows, ptrdiff_t columns) {
     for (; rows > 0; rows--, grad += columns, y += columns, out += columns) {
         VEC sum[PARTS];
-        REAL lane[LANES];
+        REAL lane[LINE];
         UNROLL_ALL for (int part = 0; part < PARTS; part++) sum[part] = NAME(zero)();
         ptrdiff_t j = 0;
-        for (; j + LANES <= columns; j += LANES)
+        for (; j + LINE <= columns; j += LINE)
             UNROLL_ALL for (int part = 0; part < PARTS; part++) {
                 const ptrdiff_t at = j + part * WIDTH;
                 sum[part] = NAME(fma)(NAME(load)(grad + at), NAME(load)(y + at), sum[part]);
@@ -475,11 +462,6 @@ static void NAME(softmax_derivative)(const REAL *grad, const REAL *y, REAL *out,
     }
 }
 
-#undef NAME
-#undef VEC
-#undef WIDTH
-#undef LANES
-#undef PARTS
 #undef TO_EACH
 #undef POLYNOMIAL
 #endif

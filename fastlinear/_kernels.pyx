@@ -39,7 +39,7 @@ cdef extern from "_scratch.h" nogil:
 cdef extern from "_tile.h" nogil:
     # Macros that choose the tile for the dtype of their pointers, which are float* or double*, not void*.
     const int DOT_ROWS, MOST_ROWS, MOST_COLS, UPDATE_ROWS, LANES_ROWS, LANES_AT_ONCE, NARROW, PANELS, VECTOR_BYTES
-    const int VECTOR_REGISTERS
+    const int VECTOR_REGISTERS, LANE_BYTES
     const int DOT_COLS[]
     const int AXPY_COLS[]
     ctypedef enum axpy_mode "enum axpy_mode":
@@ -160,7 +160,7 @@ cdef void product(Sum sum, real a_scale, const real* a, Py_ssize_t a_row, Py_ssi
     which is packed if there are rows enough to pay for it, and a tile of rows after another (1). A tile's lanes run
     along cols.
     """
-    cdef Py_ssize_t size = sizeof(real), line = 64 // size
+    cdef Py_ssize_t size = sizeof(real), line = 64 // size, lanes_of_k = LANE_BYTES // size
     cdef Py_ssize_t k_block = (K_BLOCK_BYTES // size if sum == FORWARD else O_BLOCK if sum == FRESH
                                else B_BLOCK if rows > 1 else STREAMS)
     cdef Py_ssize_t k0, n, r0, r1, r, c0, c, width, some, most, wide, run, a_panel, block, b_row
@@ -183,13 +183,13 @@ cdef void product(Sum sum, real a_scale, const real* a, Py_ssize_t a_row, Py_ssi
         # single elements do not mind, and it is as large as all that is saved.
         pack_a = a_scale != 1 or (cols > 2 * wide and not (turned and sum == FORWARD))
         pack_b = sum == FORWARD or b_col != 1 or b_scale != 1 or (rows >= PACKED_ROWS and n >= PACKED_STEPS)
-        at.row, at.step, at.lane = a_row, line if sum == FORWARD else a_k, 1
+        at.row, at.step, at.lane = a_row, lanes_of_k if sum == FORWARD else a_k, 1
         block, a_panel = rows, 0
         if pack_a:
             at.row, at.step = 1, high
             if sum == FORWARD:
                 at.lane = group_stride(n, high, 1, a)
-            a_panel = at.lane * line if sum == FORWARD else n * high
+            a_panel = at.lane * lanes_of_k if sum == FORWARD else n * high
             block = max(A_BYTES // (a_panel * size), 1) * high
         # How much of b is prepared at once: one panel, or some that share cache lines, or what stays in L2 as it is.
         most = PANEL_BYTES // (n * size) // 64 * 64
@@ -594,16 +594,15 @@ cdef void grad_input_part(const real* grad_output, const real* weight, real* out
         for b in range(batch):
             for i in range(ins):
                 out[b * in_features + i_begin + i] = 0
+    elif in_features == 1:
+        # The only column of W lies as a row does: the sum over o is one of forward's, with its lanes.
+        forward_part(grad_output, weight, <const real*> NULL, out, 0, batch, 0, 1, out_features, 1, scratch)
     elif batch <= MOST_ROWS or (batch < PACKED_ROWS and comes_from_memory(in_features, out_features, out)):
         if waits_for_itself(batch, ins, out_features, out):
             few_chains(grad_output, weight + i_begin, out + i_begin, batch, ins, in_features, out_features)
         else:
             stream(<const real*> NULL, grad_output, <real> 0, <real*> weight, out, batch, i_begin, i_end, in_features,
                    out_features, scratch)
-    elif in_features == 1:
-        # One column, which is as contiguous as a row: lanes run along the batch.
-        product(FRESH, <real> 1, weight, 1, 1, <real> 1, grad_output, out_features, 1, out, batch, False, 1, batch,
-                out_features, <const real*> NULL, False, scratch)
     else:
         product(FRESH, <real> 1, grad_output, out_features, 1, <real> 1, weight + i_begin, 1, in_features,
                 out + i_begin, in_features, False, batch, ins, out_features, <const real*> NULL, False, scratch)
@@ -650,7 +649,8 @@ cdef void grad_input_loops(const real* grad_output, const real* weight, real* ou
 cdef void update_part(const real* x, const real* grad_output, real lr, real* weight, real* out, Py_ssize_t batch,
                       Py_ssize_t i_begin, Py_ssize_t i_end, Py_ssize_t in_features, Py_ssize_t out_features,
                       char* scratch) noexcept nogil:
-    if out != NULL and 0 < batch <= MOST_ROWS and not waits_for_itself(batch, i_end - i_begin, out_features, x):
+    if (out != NULL and 0 < batch <= MOST_ROWS and in_features > 1
+            and not waits_for_itself(batch, i_end - i_begin, out_features, x)):
         stream(x, grad_output, -lr, weight, out, batch, i_begin, i_end, in_features, out_features, scratch)
     else:
         if out != NULL:

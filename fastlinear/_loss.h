@@ -9,7 +9,7 @@
 #ifndef FASTLINEAR_LOSS_H
 #define FASTLINEAR_LOSS_H
 
-#ifndef BY_DTYPE
+#ifndef FASTLINEAR_ACTIVATION_H
 #include "_activation.h"
 #endif
 #include "_sum.h"
@@ -67,9 +67,6 @@ struct places {
 
 #else
 
-#define NAME(name) JOIN(name, SUFFIX)
-#define VEC NAME(vec)
-#define WIDTH ((int)(sizeof(VEC) / sizeof(REAL)))
 #define TO_EACH(c) NAME(splat)((REAL)(c))
 
 /* e^z for z <= 0: exp_parts, but with the polynomial in pairs, then pairs of pairs, ..., because learning row by row waits
@@ -258,8 +255,5 @@ static double NAME(cross_entropy_sum)(const REAL *scores, const int64_t *labels,
     return sum;
 }
 
-#undef NAME
-#undef VEC
-#undef WIDTH
 #undef TO_EACH
 #endif

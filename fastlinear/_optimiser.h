@@ -8,9 +8,6 @@
 #include "_sum.h"
 #include "_vector.h"
 
-#define JOIN_(a, b) a##_##b
-#define JOIN(a, b) JOIN_(a, b)
-
 /* The numbers of a step. Each is rounded to the dtype only when it is used. */
 struct sgd {
     double lr, momentum, weight_decay;
@@ -37,17 +34,12 @@ struct adam {
 #include "_optimiser.h"
 
 /* What the loops call: the function for the dtype of the first operand. */
-#define BY_DTYPE(pointer, name) _Generic(*(pointer), float: name##_f32, double: name##_f64)
 #define sgd_pass(gradient, ...) BY_DTYPE(gradient, sgd_pass)(gradient, __VA_ARGS__)
 #define adam_pass(gradient, ...) BY_DTYPE(gradient, adam_pass)(gradient, __VA_ARGS__)
 #define squares_pass(array, ...) BY_DTYPE(array, squares_pass)(array, __VA_ARGS__)
 #define scale_pass(factor, array, ...) BY_DTYPE(array, scale_pass)(factor, array, __VA_ARGS__)
 
 #else
-
-#define NAME(name) JOIN(name, SUFFIX)
-#define VEC NAME(vec)
-#define WIDTH ((ptrdiff_t)(sizeof(VEC) / sizeof(REAL)))
 
 /* Vector after vector, the last one in part; LOAD and STORE are for whole and for partial vectors. */
 #define LOAD(p) NAME(load)((p) + j)
@@ -122,7 +114,4 @@ static void NAME(scale_pass)(double factor, REAL *array, ptrdiff_t n) {
 #undef LOAD_SOME
 #undef STORE_SOME
 #undef OVER_VECTORS
-#undef NAME
-#undef VEC
-#undef WIDTH
 #endif

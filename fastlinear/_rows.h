@@ -9,7 +9,7 @@
    overlap: each score needs all weights of the step before it. So the least time of a row is the latency of a sum over
    lanes, the loss's gradient, and two multiply-adds, some 80 cycles for log_loss; loads, stores, the values of losses and
    everything that does not wait for a score disappear in it up to some 100 features. From there on it is the chain of
-   additions of a lane, four cycles for each 64 bytes of w, and beyond the cache the reading of x. Keeping w in registers
+   additions of a lane, four cycles for each 32 bytes of w, and beyond the cache the reading of x. Keeping w in registers
    for few features gained nothing: its loads and stores are not what anything waits for. A sum over lanes by swap()
    instead of fold() gained an eighth.
 
@@ -21,9 +21,6 @@
 #include "_loss.h"
 #endif
 
-#ifndef PARTS
-#define PARTS (64 / VECTOR_BYTES)
-#endif
 #if defined(__GNUC__)
 #define FETCH(p) __builtin_prefetch((const void *)(p))
 #else
@@ -56,13 +53,6 @@ enum {
 
 #else
 
-#define NAME(name) JOIN(name, SUFFIX)
-#define VEC NAME(vec)
-#define WIDTH ((int)(sizeof(VEC) / sizeof(REAL)))
-#define LANES (PARTS * WIDTH)
-
-INLINE VEC NAME(some)(const REAL *p, int n) { return n == WIDTH ? NAME(load)(p) : NAME(load_first)(p, n); }
-
 /* Values and gradients of scores, each with a number, or with 1 or -1 for the labels 1 and 0. */
 INLINE VEC NAME(loss)(int loss, VEC score, VEC target, VEC *gradient) {
     switch (loss) {
@@ -73,55 +63,56 @@ INLINE VEC NAME(loss)(int loss, VEC score, VEC target, VEC *gradient) {
     }
 }
 
-/* The sum over the lanes of a 64-byte vector, in every lane; padded: and 0. */
-INLINE VEC NAME(total)(VEC *parts, int padded) {
-    for (int h = PARTS / 2; h; h /= 2)
-        UNROLL_ALL for (int p = 0; p < h; p++) parts[p] = NAME(add)(parts[p], parts[p + h]);
-    VEC sum = parts[0];
-    UNROLL_ALL for (int w = WIDTH / 2; w; w /= 2) sum = NAME(add)(sum, NAME(swap)(sum, w));
-    return padded ? NAME(add)(sum, NAME(zero)()) : sum;
+/* The sum over the lanes of forward's sums, in every lane; padded: and 0. */
+INLINE LANE_VEC NAME(total)(LANE_VEC *parts, int padded) {
+    for (int h = LANE_PARTS / 2; h; h /= 2)
+        UNROLL_ALL for (int p = 0; p < h; p++) parts[p] = IN_LANES(add)(parts[p], parts[p + h]);
+    LANE_VEC sum = parts[0];
+    UNROLL_ALL for (int w = LANE_WIDTH / 2; w; w /= 2) sum = IN_LANES(add)(sum, IN_LANES(swap)(sum, w));
+    return padded ? IN_LANES(add)(sum, IN_LANES(zero)()) : sum;
 }
 
 /* w = decay w + step x, if `update`, and the sum of next x w without the bias, if `score`; x goes on at `ahead`. w has
    room for whole vectors. */
-INLINE VEC NAME(pass)(REAL *w, const REAL *x, const REAL *next, const REAL *ahead, ptrdiff_t features, VEC step, VEC decay,
-                      const int update, const int score, const int decays) {
+INLINE VEC NAME(pass)(REAL *w, const REAL *x, const REAL *next, const REAL *ahead, ptrdiff_t features, VEC steps, VEC decays,
+                      const int update, const int score, const int decaying) {
     const ptrdiff_t k_block = K_BLOCK_BYTES / sizeof(REAL);
-    VEC sum = NAME(zero)();
+    const LANE_VEC step = NAME(lower)(steps), decay = NAME(lower)(decays);
+    LANE_VEC sum = IN_LANES(zero)();
     for (ptrdiff_t k0 = 0; k0 < features; k0 += k_block, w += k_block) {
         const ptrdiff_t k = features - k0 < k_block ? features - k0 : k_block;
         const int rest = (int)(k % LANES);
-        VEC parts[PARTS];
+        LANE_VEC parts[LANE_PARTS];
         ptrdiff_t s = 0;
 #define STEP(p, n) { \
-            VEC v = NAME(some)(w + s + p * WIDTH, n); \
-            if (decays) v = NAME(mul)(decay, v); \
+            LANE_VEC v = IN_LANES(get)(w + s + p * LANE_WIDTH, n); \
+            if (decaying) v = IN_LANES(mul)(decay, v); \
             if (update) { \
-                v = NAME(fma)(step, NAME(some)(x + k0 + s + p * WIDTH, n), v); \
-                NAME(store)(w + s + p * WIDTH, v); \
+                v = IN_LANES(fma)(step, IN_LANES(get)(x + k0 + s + p * LANE_WIDTH, n), v); \
+                IN_LANES(store)(w + s + p * LANE_WIDTH, v); \
             } \
-            if (score) parts[p] = NAME(fma)(NAME(some)(next + k0 + s + p * WIDTH, n), v, parts[p]); \
+            if (score) parts[p] = IN_LANES(fma)(IN_LANES(get)(next + k0 + s + p * LANE_WIDTH, n), v, parts[p]); \
         }
-        UNROLL_ALL for (int p = 0; p < PARTS; p++) parts[p] = NAME(zero)();
+        UNROLL_ALL for (int p = 0; p < LANE_PARTS; p++) parts[p] = IN_LANES(zero)();
         for (; s < k - rest; s += LANES) {
             if (ahead) FETCH(ahead + k0 + s);
-            UNROLL_ALL for (int p = 0; p < PARTS; p++) STEP(p, WIDTH)
+            UNROLL_ALL for (int p = 0; p < LANE_PARTS; p++) STEP(p, LANE_WIDTH)
         }
         if (rest) {
             if (ahead) FETCH(ahead + k0 + s);
-            UNROLL_ALL for (int p = 0; p < PARTS; p++) {
-                const int n = rest - p * WIDTH < WIDTH ? rest - p * WIDTH : WIDTH;
+            UNROLL_ALL for (int p = 0; p < LANE_PARTS; p++) {
+                const int n = rest - p * LANE_WIDTH < LANE_WIDTH ? rest - p * LANE_WIDTH : LANE_WIDTH;
                 if (n > 0) STEP(p, n)
             }
         }
 #undef STEP
         /* Lanes without an element in the last step count as if 0 were added to them, which only a sum of -0 notices. Where
            a part ends within a vector, or has no element at all, it is added. */
-        const VEC block = NAME(total)(parts, rest && rest % WIDTH == 0 && k > LANES);
+        const LANE_VEC block = NAME(total)(parts, rest && rest % LANE_WIDTH == 0 && k > LANES);
         if (k0 == 0) sum = block;
-        else sum = NAME(add)(sum, block);
+        else sum = IN_LANES(add)(sum, block);
     }
-    return sum;
+    return NAME(twice)(sum);
 }
 
 /* sum, and added to it the losses of n scores one by one, each times its row's weight if there are weights. The arrays are
@@ -192,10 +183,10 @@ static void NAME(adagrad)(const REAL *gradient, double lr, REAL *squares, REAL *
     const VEC minus_rate = NAME(splat)((REAL)-lr), eps = NAME(splat)((REAL)1e-10);
     for (ptrdiff_t j = 0; j < n; j += WIDTH) {
         const int some = n - j < WIDTH ? (int)(n - j) : WIDTH;
-        const VEC g = NAME(some)(gradient + j, some);
-        const VEC s = NAME(add)(NAME(some)(squares + j, some), NAME(mul)(g, g));
+        const VEC g = NAME(get)(gradient + j, some);
+        const VEC s = NAME(add)(NAME(get)(squares + j, some), NAME(mul)(g, g));
         const VEC step = NAME(div)(NAME(mul)(minus_rate, g), NAME(add)(NAME(sqrt)(s), eps));
-        const VEC p = NAME(add)(NAME(some)(parameter + j, some), step);
+        const VEC p = NAME(add)(NAME(get)(parameter + j, some), step);
         if (some == WIDTH) {
             NAME(store)(squares + j, s);
             NAME(store)(parameter + j, p);
@@ -206,8 +197,4 @@ static void NAME(adagrad)(const REAL *gradient, double lr, REAL *squares, REAL *
     }
 }
 
-#undef NAME
-#undef VEC
-#undef WIDTH
-#undef LANES
 #endif

@@ -14,26 +14,19 @@
    named without one, and C chooses by the type of an argument.
 
    The order of additions is part of the interface, and the same for every vector width (README, Promises). Forward:
-   element k goes to lane k mod LANES, where LANES is that of a 64-byte vector; each lane is a chain of multiply-adds in
+   element k goes to lane k mod LANES, of which there are 32 bytes; each lane is a chain of multiply-adds in
    rising k, from 0; lane l is added to lane l + LANES/2, then to l + LANES/4, ... A lane that ends before the others, and
    one without elements, counts as if 0 were added to it. The others: a chain of multiply-adds in rising s. */
 #ifndef REAL
 
 #include "_vector.h"
 
-#define PARTS (64 / VECTOR_BYTES)
-#define JOIN_(a, b) a##_##b
-#define JOIN(a, b) JOIN_(a, b)
 #if defined(__GNUC__)
 #define NOINLINE __attribute__((noinline)) /* where it is called often, and large: compiling it takes long */
-#define UNROLL _Pragma("GCC unroll 8")
-#define UNROLL16 _Pragma("GCC unroll 16")
 #define PREFETCH(p) __builtin_prefetch((const void *)(p), 1)
 #define PREFETCH_L2(p) __builtin_prefetch((const void *)(p), 0, 2)
 #else
 #define NOINLINE
-#define UNROLL
-#define UNROLL16
 #define PREFETCH(p)
 #define PREFETCH_L2(p)
 #endif
@@ -48,10 +41,12 @@
 
    A lanes_tile is LANES_ROWS by 64 bytes, with LANES_AT_ONCE lanes of k side by side. 2x3, 3x4 and 6x4 vectors with 4, 2
    and 1 lanes at once were slower on AVX-512 than six rows of one vector with four lanes (80, 87, 98 against 110 GFLOP/s
-   at 256x256, batch 256). On AVX2 three rows of two vectors with two lanes at once store half as many sums of lanes as six
-   rows with one, and read the panel twice as often: up to 15 % faster for k to 800, equal beyond. A store of 32 bytes costs
-   Zen 3 a cycle of both its multiply-add units, so that those sums, and adding them up, are what forward with a short k
-   waits for: 15 additions and 8 stores for k multiply-adds. */
+   at 256x256, batch 256, when a sum had 16 lanes). On AVX2 three rows of two vectors with two lanes at once store half as
+   many sums of lanes as six rows with one, and read the panel twice as often: up to 15 % faster for k to 800, equal beyond.
+   A store of 32 bytes costs Zen 3 a cycle of both its multiply-add units, so that those sums, and adding them up, are what
+   forward with a short k waits for: 7 additions and 4 stores for k multiply-adds. With 16 lanes it was twice that, and a
+   dot_tile on AVX2 walked along k twice: forward at random layers took 1.1 to 1.4 times as long. Learning row by row, one
+   chain of additions, was faster with them: a tenth with 64 features and a half with 784, if the rows are in the cache. */
 enum { MOST_ROWS = 6, MOST_COLS = 8, NARROW = 40, FAR_STEPS = 64, PANELS = 4 };
 #if VECTOR_REGISTERS == 32
 enum { DOT_ROWS = 6, UPDATE_ROWS = 6, LANES_ROWS = 6, LANES_AT_ONCE = 4 / PARTS };
@@ -89,6 +84,21 @@ struct ending {
     int first;
 };
 
+/* n sums for y[r][c], ... */
+#define ENDING(real, suffix) \
+    INLINE void finish_##suffix(const struct ending *end, ptrdiff_t r, ptrdiff_t c, vec_##suffix sums, int n) { \
+        real *p = (real *)end->y + r * end->row + c; \
+        if (!end->first) sums = add_##suffix(get_##suffix(p, n), sums); \
+        if (end->bias) sums = add_##suffix(sums, get_##suffix((const real *)end->bias + c, n)); \
+        put_##suffix(p, sums, n); \
+    }
+ENDING(float, f32)
+ENDING(double, f64)
+#if VECTOR_BYTES > LANE_BYTES
+ENDING(float, f32_lanes)
+ENDING(double, f64_lanes)
+#endif
+
 #define REAL float
 #define SUFFIX f32
 #include "_tile.h"
@@ -99,7 +109,6 @@ struct ending {
 #include "_tile.h"
 
 /* What the loops call: the function for the dtype of the first operand. */
-#define BY_DTYPE(pointer, name) _Generic(*(pointer), float: name##_f32, double: name##_f64)
 #define dot(rows, cols, x, ...) BY_DTYPE(x, dot)(rows, cols, x, __VA_ARGS__)
 #define lanes(rows, cols, a, ...) BY_DTYPE(a, lanes)(rows, cols, a, __VA_ARGS__)
 #define narrow(k, outs, rows, x, ...) BY_DTYPE(x, narrow)(k, outs, rows, x, __VA_ARGS__)
@@ -113,58 +122,36 @@ struct ending {
 
 #else
 
-#define NAME(name) JOIN(name, SUFFIX)
-#define VEC NAME(vec)
-#define WIDTH ((int)(sizeof(VEC) / sizeof(REAL)))
-#define LANES (PARTS * WIDTH)
 #define GROUPS (LANES / LANES_AT_ONCE)
-#define LINE (64 / (ptrdiff_t)sizeof(REAL))
-
-/* n elements at p, a whole vector at most: with n known, whole vectors take the shorter way. */
-INLINE VEC NAME(get)(const REAL *p, int n) { return n == WIDTH ? NAME(load)(p) : NAME(load_first)(p, n); }
-INLINE void NAME(put)(REAL *p, VEC v, int n) {
-    if (n == WIDTH) NAME(store)(p, v);
-    else NAME(store_first)(p, v, n);
-}
-/* Of n elements in vectors, how many are in the one that begins with element `from`. */
-INLINE int NAME(part_of)(ptrdiff_t n, ptrdiff_t from) { return n <= from ? 0 : n - from < WIDTH ? (int)(n - from) : WIDTH; }
-
-/* n sums for y[r][c], ... */
-INLINE void NAME(finish)(const struct ending *end, ptrdiff_t r, ptrdiff_t c, VEC sums, int n) {
-    REAL *p = (REAL *)end->y + r * end->row + c;
-    if (!end->first) sums = NAME(add)(NAME(get)(p, n), sums);
-    if (end->bias) sums = NAME(add)(sums, NAME(get)((const REAL *)end->bias + c, n));
-    NAME(put)(p, sums, n);
-}
 
 /* ---- forward */
 
 /* W goes on `ahead` elements from here, and is fetched from there meanwhile unless that is 0. */
 INLINE void NAME(dot_tile)(const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdiff_t w_row, ptrdiff_t k,
                            const struct ending *end, ptrdiff_t ahead, const int rows, const int cols) {
-    VEC sum[PARTS][MOST_ROWS][MOST_COLS];
+    LANE_VEC sum[LANE_PARTS][MOST_ROWS][MOST_COLS];
     const int rest = (int)(k % LANES);
 
 #define STEP(LOAD, ...) { \
-        VEC xs[MOST_ROWS]; \
-        UNROLL for (int r = 0; r < rows; r++) xs[r] = NAME(LOAD)(x + r * x_row + s + part * WIDTH, ##__VA_ARGS__); \
+        LANE_VEC xs[MOST_ROWS]; \
+        UNROLL for (int r = 0; r < rows; r++) xs[r] = IN_LANES(LOAD)(x + r * x_row + s + part * LANE_WIDTH, ##__VA_ARGS__); \
         UNROLL for (int c = 0; c < cols; c++) { \
-            VEC wc = NAME(LOAD)(w + c * w_row + s + part * WIDTH, ##__VA_ARGS__); \
+            LANE_VEC wc = IN_LANES(LOAD)(w + c * w_row + s + part * LANE_WIDTH, ##__VA_ARGS__); \
             HOLD(wc); \
-            UNROLL for (int r = 0; r < rows; r++) acc[r][c] = NAME(fma)(xs[r], wc, acc[r][c]); \
+            UNROLL for (int r = 0; r < rows; r++) acc[r][c] = IN_LANES(fma)(xs[r], wc, acc[r][c]); \
         } \
     }
-    for (int part = 0; part < PARTS; part++) {
-        VEC acc[MOST_ROWS][MOST_COLS];
+    for (int part = 0; part < LANE_PARTS; part++) {
+        LANE_VEC acc[MOST_ROWS][MOST_COLS];
         ptrdiff_t s;
         UNROLL for (int r = 0; r < rows; r++)
-            UNROLL for (int c = 0; c < cols; c++) acc[r][c] = NAME(zero)();
+            UNROLL for (int c = 0; c < cols; c++) acc[r][c] = IN_LANES(zero)();
         for (s = 0; s < k - rest; s += LANES) {
             if (ahead && part == 0) UNROLL for (int c = 0; c < cols; c++) PREFETCH_L2(w + c * w_row + s + ahead);
             STEP(load)
         }
         if (rest) {
-            const int n = NAME(part_of)(rest, part * WIDTH);
+            const int n = IN_LANES(part_of)(rest, part * LANE_WIDTH);
             STEP(load_first, n)
         }
         UNROLL for (int r = 0; r < rows; r++)
@@ -173,19 +160,19 @@ INLINE void NAME(dot_tile)(const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdif
 #undef STEP
 
     UNROLL for (int r = 0; r < rows; r++) {
-        for (int h = PARTS / 2; h; h /= 2)
+        for (int h = LANE_PARTS / 2; h; h /= 2)
             for (int part = 0; part < h; part++)
                 UNROLL for (int c = 0; c < cols; c++)
-                    sum[part][r][c] = NAME(add)(sum[part][r][c], sum[part + h][r][c]);
-        VEC *lanes = sum[0][r];
+                    sum[part][r][c] = IN_LANES(add)(sum[part][r][c], sum[part + h][r][c]);
+        LANE_VEC *lanes = sum[0][r];
         int n = cols;
-        UNROLL for (int w = WIDTH / 2; w; w /= 2) {
+        UNROLL for (int w = LANE_WIDTH / 2; w; w /= 2) {
             UNROLL for (int c = 0; c < (n + 1) / 2; c++)
-                lanes[c] = NAME(fold)(lanes[2 * c], lanes[2 * c + 1 < n ? 2 * c + 1 : 2 * c], w);
+                lanes[c] = IN_LANES(fold)(lanes[2 * c], lanes[2 * c + 1 < n ? 2 * c + 1 : 2 * c], w);
             n = (n + 1) / 2;
         }
-        UNROLL for (int c = 0; c < cols; c += WIDTH)
-            NAME(finish)(end, r, c, lanes[c / WIDTH], cols - c < WIDTH ? cols - c : WIDTH);
+        UNROLL for (int c = 0; c < cols; c += LANE_WIDTH)
+            IN_LANES(finish)(end, r, c, lanes[c / LANE_WIDTH], cols - c < LANE_WIDTH ? cols - c : LANE_WIDTH);
     }
 }
 
@@ -227,24 +214,27 @@ static NOINLINE void NAME(transpose_some)(const REAL *from, ptrdiff_t row, int c
    left after the last. */
 INLINE void NAME(pack_panel)(int rows, ptrdiff_t n, const REAL *from, ptrdiff_t row, REAL *const at[LANES], ptrdiff_t step,
                              const int height) {
+    enum { SQUARE = LANES > WIDTH ? LANES : WIDTH }; /* elements of k in a round: whole steps, whole vectors */
     ptrdiff_t k = 0, s = 0;
     VEC columns[WIDTH];
+#define PLACE(l) (at[(l) % LANES] + s + (l) / LANES * step + r)
 #define EACH_PIECE(r) \
     for (int r = 0; r < height; r += WIDTH) for (int first = r < rows ? r : rows - 1, once = 1; once; once = 0)
-    for (; k + LANES <= n; k += LANES, s += step)
-        EACH_PIECE(r) for (int l = 0; l < LANES; l += WIDTH) {
+    for (; k + SQUARE <= n; k += SQUARE, s += SQUARE / LANES * step)
+        EACH_PIECE(r) for (int l = 0; l < SQUARE; l += WIDTH) {
             const REAL *here[WIDTH];
             UNROLL16 for (int j = 0; j < WIDTH; j++) here[j] = from + (first + j < rows ? first + j : rows - 1) * row + k + l;
             NAME(transpose)(here, columns);
-            if (r == 0) UNROLL16 for (int j = 0; j < WIDTH; j++) NAME(store)(at[l + j] + s, columns[j]);
-            else UNROLL16 for (int j = 0; j < WIDTH; j++) NAME(put)(at[l + j] + s + r, columns[j], NAME(part_of)(height, r));
+            if (r == 0) UNROLL16 for (int j = 0; j < WIDTH; j++) NAME(store)(PLACE(l + j), columns[j]);
+            else UNROLL16 for (int j = 0; j < WIDTH; j++) NAME(put)(PLACE(l + j), columns[j], NAME(part_of)(height, r));
         }
     for (int l = 0; k + l < n; l += WIDTH) EACH_PIECE(r) {
         const int wide = NAME(part_of)(n, k + l);
         NAME(transpose_some)(from + first * row + k + l, row, rows - first, wide, columns);
-        for (int j = 0; j < wide; j++) NAME(put)(at[l + j] + s + r, columns[j], NAME(part_of)(height, r));
+        for (int j = 0; j < wide; j++) NAME(put)(PLACE(l + j), columns[j], NAME(part_of)(height, r));
     }
 #undef EACH_PIECE
+#undef PLACE
 }
 /* For lanes_tile: in each lane one step after another. AT_ONCE lanes, GROUPS apart, make a group, in which their elements
    of one step lie together; one group begins group_stride after another. */
@@ -257,7 +247,7 @@ static void NAME(pack_lanes)(int rows, ptrdiff_t n, const REAL *from, ptrdiff_t 
     REAL *at[LANES];
     const int groups = LANES / at_once;
     for (int l = 0; l < LANES; l++) at[l] = to + l % groups * NAME(group_stride)(n, height, at_once) + l / groups * height;
-    if (height == LANES) NAME(pack_panel)(rows, n, from, row, at, at_once * height, LANES);
+    if (height == LINE) NAME(pack_panel)(rows, n, from, row, at, at_once * height, LINE);
     else NAME(pack_panel)(rows, n, from, row, at, at_once * height, height);
 }
 /* For axpy_tile: to[k][r] = from[r][k]. */
@@ -296,20 +286,20 @@ INLINE void NAME(copy_panels)(ptrdiff_t steps, ptrdiff_t width, const REAL *a, p
 }
 static void NAME(copy_scaled)(ptrdiff_t steps, ptrdiff_t width, int high, const REAL *a, ptrdiff_t a_step, REAL scale, REAL *to) {
     switch (high) {
-    case LANES: NAME(copy_panels)(steps, width, a, a_step, scale, to, LANES); break;
+    case LINE: NAME(copy_panels)(steps, width, a, a_step, scale, to, LINE); break;
     case MOST_ROWS: NAME(copy_panels)(steps, width, a, a_step, scale, to, MOST_ROWS); break;
     case MOST_ROWS - 1: NAME(copy_panels)(steps, width, a, a_step, scale, to, MOST_ROWS - 1); break;
     default: NAME(copy_panels)(steps, width, a, a_step, scale, to, high);
     }
 }
 
-/* y[c][r] = sums[r][c], as an ending says; a row of sums has LANES elements. */
+/* y[c][r] = sums[r][c], as an ending says; a row of sums has LINE elements. */
 static void NAME(turn)(int rows, int cols, const REAL *sums, const struct ending *end) {
     for (int r = 0; r < rows; r += WIDTH)
         for (int c = 0; c < cols; c += WIDTH) {
             VEC columns[WIDTH];
             const int count = rows - r < WIDTH ? rows - r : WIDTH;
-            NAME(transpose_some)(sums + r * LANES + c, LANES, count, WIDTH, columns);
+            NAME(transpose_some)(sums + r * LINE + c, LINE, count, WIDTH, columns);
             UNROLL16 for (int j = 0; j < WIDTH; j++)
                 if (c + j < cols) NAME(finish)(end, c + j, r, columns[j], count);
         }
@@ -322,7 +312,7 @@ static void NAME(turn)(int rows, int cols, const REAL *sums, const struct ending
 INLINE void NAME(lanes_tile)(const REAL *a, ptrdiff_t a_row, ptrdiff_t a_lane, ptrdiff_t a_step, const REAL *b, ptrdiff_t k,
                              const struct ending *end, int n, ptrdiff_t ahead, const int rows, const int parts) {
     VEC sums[GROUPS][MOST_ROWS][PARTS];
-    const ptrdiff_t whole = k / LANES, stride = NAME(group_stride)(k, LANES, LANES_AT_ONCE);
+    const ptrdiff_t whole = k / LANES, stride = NAME(group_stride)(k, LINE, LANES_AT_ONCE);
     const int rest = (int)(k % LANES);
 
 #define EACH_SUM UNROLL for (int r = 0; r < rows; r++) UNROLL for (int p = 0; p < parts; p++)
@@ -335,7 +325,7 @@ INLINE void NAME(lanes_tile)(const REAL *a, ptrdiff_t a_row, ptrdiff_t a_lane, p
             const REAL *from = as + l * GROUPS * a_lane; \
             VEC ws[PARTS]; \
             UNROLL for (int p = 0; p < parts; p++) { \
-                ws[p] = NAME(load)(bs + l * LANES + p * WIDTH); \
+                ws[p] = NAME(load)(bs + l * LINE + p * WIDTH); \
                 HOLD(ws[p]); \
             } \
             UNROLL for (int r = 0; r < rows; r++) { \
@@ -348,7 +338,7 @@ INLINE void NAME(lanes_tile)(const REAL *a, ptrdiff_t a_row, ptrdiff_t a_lane, p
             if (ahead) UNROLL for (int r = group; r < rows; r += GROUPS) PREFETCH_L2(a + r * a_row + s * LANES + ahead);
             UNROLL for (int l = 0; l < LANES_AT_ONCE; l++) STEP(l)
             as += a_step;
-            bs += LANES_AT_ONCE * LANES;
+            bs += LANES_AT_ONCE * LINE;
         }
         UNROLL for (int l = 0; l < LANES_AT_ONCE; l++)
             if (group + l * GROUPS < rest) STEP(l)
@@ -369,7 +359,7 @@ INLINE void NAME(lanes_tile)(const REAL *a, ptrdiff_t a_row, ptrdiff_t a_lane, p
 #undef EACH_SUM
 }
 
-/* For k up to NARROW (and rows of x and W that long) and up to LANES outputs: W, transposed, stays in registers, or L1,
+/* For k up to NARROW (and rows of x and W that long) and up to LINE outputs: W, transposed, stays in registers, or L1,
    while the rows of x pass. */
 INLINE void NAME(narrow_tile)(ptrdiff_t rows, const REAL *x, const REAL *w, const struct ending *end, const int outs,
                               const int k) {
@@ -507,7 +497,7 @@ EACH_ROWS_AND_PARTS(DEFINE)
 static void (*const NAME(lanes_table)[MOST_ROWS + 1][PARTS + 1])(int, LANES_ARGUMENTS) = {EACH_ROWS_AND_PARTS(ENTRY)};
 #undef DEFINE
 #undef SHAPE
-/* A tile of `rows` by `cols` sums, LANES at most. */
+/* A tile of `rows` by `cols` sums, LINE at most. */
 INLINE void NAME(lanes)(int rows, int cols, LANES_ARGUMENTS) {
     const int parts = (cols + WIDTH - 1) / WIDTH;
     NAME(lanes_table)[rows][parts](cols - (parts - 1) * WIDTH, a, a_row, a_lane, a_step, b, k, end, ahead);
@@ -581,11 +571,6 @@ INLINE void NAME(update)(int rows, UPDATE_ARGUMENTS) {
 #undef NARROW_ARGUMENTS
 #undef AXPY_ARGUMENTS
 #undef UPDATE_ARGUMENTS
-#undef NAME
-#undef VEC
-#undef WIDTH
-#undef LANES
 #undef GROUPS
-#undef LINE
 
 #endif

@@ -1,10 +1,15 @@
 /* The vectors that the kernels are written in: one width and some small functions for each instruction set.
 
    vec_f32, vec_f64      VECTOR_BYTES of float or double
+   vec_f32_lanes, ...    where that is more than LANE_BYTES: vectors of LANE_BYTES, with the functions from zero() to fma()
+                         and fold() and swap(), for the loops that go along the lanes of forward's sums; lower(v) is the
+                         first half of a vector and twice(v) the other way. Else they are vec_f32 itself
    zero(), splat(s)      every lane 0, every lane s
    load(p), store(p, v)  a whole vector at any address
    load_first(p, n)      lanes 0..n-1 from p[0..n-1], the others 0; touches no other element (0 <= n <= lanes)
    store_first(p, v, n)  the other direction; writes no other element
+   get(p, n), put(p, v, n)   load and store, or load_first and store_first, by whether n is all lanes
+   part_of(n, from)      of n elements in vectors, how many are in the one that begins with element `from`
    add, sub, mul, div    a + b, a - b, a * b, a / b
    fma(a, b, c)          a * b + c, rounded once where the instruction set can (HAS_FMA), else twice
    max(a, b), min(a, b)  a > b ? a : b, a < b ? a : b, so b where one is NaN, or both are 0
@@ -55,6 +60,9 @@
 #define HOLD(v)
 #endif
 
+/* The lanes of a sum of forward: part of the contract on bits (_tile.h). */
+#define LANE_BYTES 32
+
 /* ---- one block for each instruction set: width, registers, fma, partial loads and stores ---- */
 
 #if defined(GNU_VECTORS) && defined(FASTLINEAR_WIDE) /* AVX-512's shapes on AVX2, to test them anywhere */
@@ -70,6 +78,16 @@ INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) {
 }
 INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) {
     for (int j = 0; j < 8; j++) c[j] = __builtin_fma(a[j], b[j], c[j]);
+    return c;
+}
+typedef float vec_f32_lanes __attribute__((vector_size(LANE_BYTES)));
+typedef double vec_f64_lanes __attribute__((vector_size(LANE_BYTES)));
+INLINE vec_f32_lanes fma_f32_lanes(vec_f32_lanes a, vec_f32_lanes b, vec_f32_lanes c) {
+    for (int j = 0; j < 8; j++) c[j] = __builtin_fmaf(a[j], b[j], c[j]);
+    return c;
+}
+INLINE vec_f64_lanes fma_f64_lanes(vec_f64_lanes a, vec_f64_lanes b, vec_f64_lanes c) {
+    for (int j = 0; j < 4; j++) c[j] = __builtin_fma(a[j], b[j], c[j]);
     return c;
 }
 
@@ -100,6 +118,14 @@ INLINE vec_f64 select_less_f64(vec_f64 a, vec_f64 b, vec_f64 x, vec_f64 y) {
 }
 INLINE void store_first_f32(float *p, vec_f32 v, int n) { _mm512_mask_storeu_ps(p, (__mmask16)FIRST(n), v); }
 INLINE void store_first_f64(double *p, vec_f64 v, int n) { _mm512_mask_storeu_pd(p, (__mmask8)FIRST(n), v); }
+typedef __m256 vec_f32_lanes;
+typedef __m256d vec_f64_lanes;
+INLINE vec_f32_lanes fma_f32_lanes(vec_f32_lanes a, vec_f32_lanes b, vec_f32_lanes c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE vec_f64_lanes fma_f64_lanes(vec_f64_lanes a, vec_f64_lanes b, vec_f64_lanes c) { return _mm256_fmadd_pd(a, b, c); }
+INLINE vec_f32_lanes load_first_f32_lanes(const float *p, int n) { return _mm256_maskz_loadu_ps((__mmask8)FIRST(n), p); }
+INLINE vec_f64_lanes load_first_f64_lanes(const double *p, int n) { return _mm256_maskz_loadu_pd((__mmask8)FIRST(n), p); }
+INLINE void store_first_f32_lanes(float *p, vec_f32_lanes v, int n) { _mm256_mask_storeu_ps(p, (__mmask8)FIRST(n), v); }
+INLINE void store_first_f64_lanes(double *p, vec_f64_lanes v, int n) { _mm256_mask_storeu_pd(p, (__mmask8)FIRST(n), v); }
 
 #elif defined(GNU_VECTORS) && defined(__AVX2__) && defined(__FMA__)
 
@@ -183,20 +209,23 @@ INLINE vec_f64 sqrt_f64(vec_f64 a) { return vsqrtq_f64(a); }
 #if defined(FASTLINEAR_WIDE) || VECTOR_BYTES == 16
 #define PARTIAL(real, suffix) \
     INLINE vec_##suffix load_first_##suffix(const real *p, int n) { \
-        real lane[VECTOR_BYTES / sizeof(real)] = {0}; \
+        real lane[sizeof(vec_##suffix) / sizeof(real)] = {0}; \
         vec_##suffix v; \
         for (int j = 0; j < n; j++) lane[j] = p[j]; \
         memcpy(&v, lane, sizeof v); \
         return v; \
     } \
     INLINE void store_first_##suffix(real *p, vec_##suffix v, int n) { \
-        real lane[VECTOR_BYTES / sizeof(real)]; \
+        real lane[sizeof(vec_##suffix) / sizeof(real)]; \
         memcpy(lane, &v, sizeof v); \
         for (int j = 0; j < n; j++) p[j] = lane[j]; \
     }
 PARTIAL(float, f32)
 PARTIAL(double, f64)
-
+#ifdef FASTLINEAR_WIDE
+PARTIAL(float, f32_lanes)
+PARTIAL(double, f64_lanes)
+#endif
 #endif
 
 /* ---- the rest, the same for all: once on vectors, once on arrays ---- */
@@ -232,7 +261,15 @@ enum { FRACTION_f32 = 23, FRACTION_f64 = 52 };
 #define SWAP_LANE(j, w, u) ((j) ^ (w))
 #define SWAP_STEP(EACH, w) case w: return __builtin_shufflevector(v, v, EACH(SWAP_LANE, w, 0));
 
+#define FOLD_32_BYTES_f32 FOLD_STEP(EACH8, 4) FOLD_STEP(EACH8, 2) FOLD_STEP(EACH8, 1)
+#define FOLD_32_BYTES_f64 FOLD_STEP(EACH4, 2) FOLD_STEP(EACH4, 1)
+#define SWAP_32_BYTES_f32 SWAP_STEP(EACH8, 4) SWAP_STEP(EACH8, 2) SWAP_STEP(EACH8, 1)
+#define SWAP_32_BYTES_f64 SWAP_STEP(EACH4, 2) SWAP_STEP(EACH4, 1)
 #if VECTOR_BYTES == 64
+#define FOLD_f32_lanes FOLD_32_BYTES_f32
+#define FOLD_f64_lanes FOLD_32_BYTES_f64
+#define SWAP_f32_lanes SWAP_32_BYTES_f32
+#define SWAP_f64_lanes SWAP_32_BYTES_f64
 #define FOLD_f32 FOLD_STEP(EACH16, 8) FOLD_STEP(EACH16, 4) FOLD_STEP(EACH16, 2) FOLD_STEP(EACH16, 1)
 #define FOLD_f64 FOLD_STEP(EACH8, 4) FOLD_STEP(EACH8, 2) FOLD_STEP(EACH8, 1)
 #define SWAP_f32 SWAP_STEP(EACH16, 8) SWAP_STEP(EACH16, 4) SWAP_STEP(EACH16, 2) SWAP_STEP(EACH16, 1)
@@ -246,10 +283,10 @@ enum { FRACTION_f32 = 23, FRACTION_f64 = 52 };
 #define PIECES_f32 PIECES(piece_f32, EACH16, EACH8, 4)
 #define PIECES_f64 PIECES(piece_f64, EACH8, EACH4, 2)
 #elif VECTOR_BYTES == 32
-#define FOLD_f32 FOLD_STEP(EACH8, 4) FOLD_STEP(EACH8, 2) FOLD_STEP(EACH8, 1)
-#define FOLD_f64 FOLD_STEP(EACH4, 2) FOLD_STEP(EACH4, 1)
-#define SWAP_f32 SWAP_STEP(EACH8, 4) SWAP_STEP(EACH8, 2) SWAP_STEP(EACH8, 1)
-#define SWAP_f64 SWAP_STEP(EACH4, 2) SWAP_STEP(EACH4, 1)
+#define FOLD_f32 FOLD_32_BYTES_f32
+#define FOLD_f64 FOLD_32_BYTES_f64
+#define SWAP_f32 SWAP_32_BYTES_f32
+#define SWAP_f64 SWAP_32_BYTES_f64
 #define ZIP_f32 ZIP(EACH8, 8, 4)
 #define ZIP_f64 ZIP(EACH4, 4, 2)
 #define PIECES_f32 return __builtin_shufflevector(piece_f32(rows[0]), piece_f32(rows[4]), EACH8(IN_ORDER, , ));
@@ -266,7 +303,7 @@ enum { FRACTION_f32 = 23, FRACTION_f64 = 52 };
 #endif
 
 /* s - 0 is s for every s, signed zeros and NaNs too (s + 0 is not), so this compiles to a plain broadcast. */
-#define COMMON(real, suffix) \
+#define ARITHMETIC(real, suffix) \
     typedef vec_##suffix unaligned_##suffix __attribute__((aligned(sizeof(real)), may_alias)); \
     INLINE vec_##suffix zero_##suffix(void) { return (vec_##suffix){0}; } \
     INLINE vec_##suffix splat_##suffix(real s) { return s - (vec_##suffix){0}; } \
@@ -276,6 +313,16 @@ enum { FRACTION_f32 = 23, FRACTION_f64 = 52 };
     INLINE vec_##suffix sub_##suffix(vec_##suffix a, vec_##suffix b) { return a - b; } \
     INLINE vec_##suffix mul_##suffix(vec_##suffix a, vec_##suffix b) { return a * b; } \
     INLINE vec_##suffix div_##suffix(vec_##suffix a, vec_##suffix b) { return a / b; } \
+    INLINE vec_##suffix fold_##suffix(vec_##suffix a, vec_##suffix b, int w) { \
+        switch (w) { FOLD_##suffix } \
+        return a; \
+    } \
+    INLINE vec_##suffix swap_##suffix(vec_##suffix v, int w) { \
+        switch (w) { SWAP_##suffix } \
+        return v; \
+    }
+#define COMMON(real, suffix) \
+    ARITHMETIC(real, suffix) \
     INLINE vec_##suffix neg_##suffix(vec_##suffix a) { return -a; } \
     typedef int_of_##suffix bits_##suffix __attribute__((vector_size(VECTOR_BYTES))); \
     INLINE vec_##suffix magnitude_##suffix(vec_##suffix a) { \
@@ -287,14 +334,6 @@ enum { FRACTION_f32 = 23, FRACTION_f64 = 52 };
     } \
     INLINE vec_##suffix add_exponent_##suffix(vec_##suffix a, vec_##suffix t) { \
         return (vec_##suffix)((bits_##suffix)a + ((bits_##suffix)t << FRACTION_##suffix)); \
-    } \
-    INLINE vec_##suffix fold_##suffix(vec_##suffix a, vec_##suffix b, int w) { \
-        switch (w) { FOLD_##suffix } \
-        return a; \
-    } \
-    INLINE vec_##suffix swap_##suffix(vec_##suffix v, int w) { \
-        switch (w) { SWAP_##suffix } \
-        return v; \
     } \
     INLINE vec_##suffix zip_##suffix(vec_##suffix a, vec_##suffix b, int half) { ZIP_##suffix } \
     typedef real piece_of_##suffix __attribute__((vector_size(16))); \
@@ -365,8 +404,37 @@ INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return a * b + c; }
 
 #endif
 
+#define IN_PARTS(real, suffix) \
+    INLINE vec_##suffix get_##suffix(const real *p, int n) { \
+        return n == (int)(sizeof(vec_##suffix) / sizeof(real)) ? load_##suffix(p) : load_first_##suffix(p, n); \
+    } \
+    INLINE void put_##suffix(real *p, vec_##suffix v, int n) { \
+        if (n == (int)(sizeof(vec_##suffix) / sizeof(real))) store_##suffix(p, v); \
+        else store_first_##suffix(p, v, n); \
+    } \
+    INLINE int part_of_##suffix(ptrdiff_t n, ptrdiff_t from) { \
+        const int width = sizeof(vec_##suffix) / sizeof(real); \
+        return n <= from ? 0 : n - from < width ? (int)(n - from) : width; \
+    }
 COMMON(float, f32)
 COMMON(double, f64)
+IN_PARTS(float, f32)
+IN_PARTS(double, f64)
+#if VECTOR_BYTES > LANE_BYTES
+ARITHMETIC(float, f32_lanes)
+ARITHMETIC(double, f64_lanes)
+IN_PARTS(float, f32_lanes)
+IN_PARTS(double, f64_lanes)
+INLINE vec_f32 twice_f32(vec_f32_lanes v) { return __builtin_shufflevector(v, v, EACH8(IN_ORDER, , ), EACH8(IN_ORDER, , )); }
+INLINE vec_f64 twice_f64(vec_f64_lanes v) { return __builtin_shufflevector(v, v, EACH4(IN_ORDER, , ), EACH4(IN_ORDER, , )); }
+INLINE vec_f32_lanes lower_f32(vec_f32 v) { return __builtin_shufflevector(v, v, EACH8(IN_ORDER, , )); }
+INLINE vec_f64_lanes lower_f64(vec_f64 v) { return __builtin_shufflevector(v, v, EACH4(IN_ORDER, , )); }
+#else
+INLINE vec_f32 twice_f32(vec_f32 v) { return v; }
+INLINE vec_f64 twice_f64(vec_f64 v) { return v; }
+INLINE vec_f32 lower_f32(vec_f32 v) { return v; }
+INLINE vec_f64 lower_f64(vec_f64 v) { return v; }
+#endif
 
 /* Where there is nothing better. */
 #if defined(GNU_VECTORS) && (defined(FASTLINEAR_WIDE) || VECTOR_BYTES == 16)
@@ -396,6 +464,39 @@ LIMITS(double, f64)
 ROOTS(float, f32, sqrtf)
 ROOTS(double, f64, sqrt)
 #endif
+#endif
+
+/* ---- for the files that include themselves once for each dtype, with REAL and SUFFIX (f32 or f64) defined ---- */
+
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+#define NAME(name) JOIN(name, SUFFIX)
+#define VEC NAME(vec)
+#define WIDTH ((int)(sizeof(VEC) / sizeof(REAL)))
+/* Elements in 64 bytes, and vectors. */
+#define LINE ((int)(64 / sizeof(REAL)))
+#define PARTS (64 / VECTOR_BYTES)
+/* The lanes of forward's sums, the vectors that go along them, and how many of those make all lanes. */
+#define LANES ((int)(LANE_BYTES / sizeof(REAL)))
+#if VECTOR_BYTES > LANE_BYTES
+#define IN_LANES(name) JOIN(NAME(name), lanes)
+#else
+#define IN_LANES(name) NAME(name)
+#endif
+#define LANE_VEC IN_LANES(vec)
+#define LANE_WIDTH ((int)(sizeof(LANE_VEC) / sizeof(REAL)))
+#define LANE_PARTS (LANES / LANE_WIDTH)
+/* The function for the dtype of what the pointer points to. */
+#define BY_DTYPE(pointer, name) _Generic(*(pointer), float: name##_f32, double: name##_f64)
+
+#if defined(__GNUC__)
+#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL16 _Pragma("GCC unroll 16")
+#define UNROLL_ALL _Pragma("GCC unroll 32")
+#else
+#define UNROLL
+#define UNROLL16
+#define UNROLL_ALL
 #endif
 
 #endif

@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 
-LANE_BYTES = 64  # forward: element k is added in lane k mod 16 (float64: 8)
+LANE_BYTES = 32  # forward: element k is added in lane k mod 8 (float64: 4)
 K_BLOCK_BYTES = 4096  # forward: lanes are added up after so many bytes of k
 LONG_BLOCKS = 32  # forward: the sums of so many blocks are added up before they meet the others
 O_BLOCK = 384  # grad_input: a chain over out is at most so long
@@ -148,8 +148,11 @@ def forward(x, weight, bias=None, multiply_add=fused):
 
 
 @quiet
-def grad_input(grad_output, weight, multiply_add=fused):
-    """out[b, i] = sum_o grad_output[b, o] weight[o, i]."""
+def grad_input(grad_output, weight, multiply_add=fused, in_features=None):
+    """out[b, i] = sum_o grad_output[b, o] weight[o, i]. Of in_features columns some may be given; one alone, of a layer
+    with one input feature, is summed as forward sums a row."""
+    if (in_features or weight.shape[1]) == 1:
+        return forward(grad_output, np.ascontiguousarray(weight.T), multiply_add=multiply_add)
     (batch, terms), columns = grad_output.shape, weight.shape[1]
     blocks = max(-(-terms // O_BLOCK), 1)
     sums = np.zeros((batch, blocks, columns), grad_output.dtype)

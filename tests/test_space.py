@@ -323,7 +323,7 @@ def check_emulation(call, kernels, plain, multiply_add, budget=1 << 14, most_row
         assert_same_numbers(plain["output"][np.ix_(rows, outs)], expected, "the documented order of output")
     if "grad_input" in plain:
         rows, columns = some_outputs(call.rng, batch, in_features, out_features, budget)
-        expected = emulation.grad_input(grad_output[rows], weight[:, columns], multiply_add)
+        expected = emulation.grad_input(grad_output[rows], weight[:, columns], multiply_add, weight.shape[1])
         assert_same_numbers(plain["grad_input"][np.ix_(rows, columns)], expected, "the documented order of grad_input")
     if operation == "update":
         scale = -scale

@@ -201,20 +201,20 @@ def axpy_tile():
 def order():
     """From products to one output: lanes, the tree over lanes, blocks, long blocks."""
     figure, axes = canvas(5.4, 5.5, 10.8, 11)
-    axes.text(0.2, 0.5, "1. Element k goes to lane k mod 16: a chain in each lane")
+    axes.text(0.2, 0.5, "1. Element k goes to lane k mod 8: a chain in each lane")
     for row in range(3):
-        for lane in range(16):
+        for lane in range(8):
             strength = 0.5 if lane == 3 else 0.12
-            k = 16 * row + lane
-            cell(axes, 0.2 + lane * 0.65, 0.8 + row * 0.6, RED, strength, str(k), 0.65, 0.6, fontsize=7)
-    for lane in range(16):
-        arrow(axes, (0.52 + lane * 0.65, 2.6), (0.52 + lane * 0.65, 3.15), RED if lane == 3 else INK)
-    axes.text(0.2, 3.75, "2. Lane l and lane l + 8, then l + 4, l + 2, l + 1")
-    for level in range(5):
-        lanes = 16 >> level
+            k = 8 * row + lane
+            cell(axes, 0.2 + lane * 1.3, 0.8 + row * 0.6, RED, strength, str(k), 1.3, 0.6, fontsize=8)
+    for lane in range(8):
+        arrow(axes, (0.85 + lane * 1.3, 2.6), (0.85 + lane * 1.3, 3.15), RED if lane == 3 else INK)
+    axes.text(0.2, 3.75, "2. Lane l and lane l + 4, then l + 2, l + 1")
+    for level in range(4):
+        lanes = 8 >> level
         for lane in range(lanes):
-            cell(axes, 0.2 + lane * 0.65, 4.05 + level * 0.62, GREEN, 0.3, str(lane), 0.65, 0.5, fontsize=7)
-    axes.text(1.2, 6.78, "the sum of a block: 4 KiB of k, 1,024 elements", va="center", fontsize=9)
+            cell(axes, 0.2 + lane * 1.3, 4.05 + level * 0.72, GREEN, 0.3, str(lane), 1.3, 0.55, fontsize=8)
+    axes.text(1.8, 6.5, "the sum of a block: 4 KiB of k, 1,024 elements", va="center", fontsize=9)
     axes.text(0.2, 7.9, "3. Block after block, 32 of them make a long block")
     for at, block in enumerate((0, 1, 2, 3, 4, 5, "…", 31)):
         cell(axes, 0.2 + at * 1.1, 8.2, BLUE, 0.3, str(block), 0.8, 0.55)
