@@ -34,7 +34,7 @@ cnp.import_array()
 cdef extern from "Python.h":
     PyThreadState* PyEval_SaveThread()
 
-    Py_ssize_t PyNumber_AsSsize_t(object, void*)
+    Py_ssize_t PyNumber_AsSsize_t(object, void*) except? -1
     const Py_ssize_t PY_SSIZE_T_MAX
 
 cdef extern from "numpy/arrayobject.h":
@@ -60,6 +60,7 @@ cdef enum:
 cdef dict KINDS = {"squared_error": <int> SQUARED_ERROR, "huber": <int> HUBER, "hinge": <int> HINGE,
                    "log_loss": <int> LOG_LOSS}
 cdef cnp.dtype LABELS = np.dtype(np.int64)
+cdef object LEAST = np.minimum.reduce, MOST = np.maximum.reduce
 cdef dict NAMES = {kind: name for name, kind in KINDS.items()}
 
 
@@ -87,6 +88,10 @@ cdef inline bint has_labels(Loss loss) noexcept nogil:
 cdef list places_of(tuple arrays):
     """Where arrays are. Python code, which a signal may run, can resize them."""
     return [None if a is None else (<size_t> cnp.PyArray_DATA(a), cnp.PyArray_NBYTES(a)) for a in arrays]
+
+
+cdef cnp.ndarray own_view(cnp.ndarray array):
+    return None if array is None else np.asarray(array)[...]
 
 
 cdef struct Task:
@@ -296,6 +301,7 @@ cdef class Learner(Layer):
         cdef cnp.ndarray x, targets, rates, weights = None, places = None
         cdef Py_ssize_t rows, steps, outs = 1 if has_labels(task.loss) else self.out_features
         cdef tuple arrays
+        cdef list places_then
         cdef bint one
         # First all that may run Python code ...
         task.batch = self.size_of("batch_size", batch_size)
@@ -308,7 +314,10 @@ cdef class Learner(Layer):
             weights = self.taken("sample_weight", sample_weight)
         if order is not None:
             places = self.integers_of("order", order)
+        # ... then views of our own, whose shapes nobody changes, and where their memory is ...
         arrays = x, targets, weights, places
+        places_then = places_of(arrays)
+        x, targets, weights, places = own_view(x), own_view(targets), own_view(weights), own_view(places)
         # ... then all checks, before anything is written.
         if not 0 <= task.l2 < INFINITY:
             raise ValueError(f"{self._name}: l2 must be finite and not negative, got {l2!r}")
@@ -338,11 +347,10 @@ cdef class Learner(Layer):
                              f"shape {shape_of(rates)}")
         if task.adaptive:
             self.ensure_gradients()
-            self.check_writable(self.grad_W, self.grad_b)
-        self.check_writable(self.W, self.b)
-        return self.blocks(arrays, x, targets, weights, places, rates, rows, task)
+        self.check_learnable(task)
+        return self.blocks(arrays, places_then, x[None] if one else x, targets, weights, places, rates, rows, task)
 
-    cdef object blocks(self, tuple arrays, cnp.ndarray given, cnp.ndarray targets, cnp.ndarray weights,
+    cdef object blocks(self, tuple arrays, list places_then, cnp.ndarray x, cnp.ndarray targets, cnp.ndarray weights,
                        cnp.ndarray places, cnp.ndarray rates, Py_ssize_t rows, Task* task):
         """Block after block of whole batches, and between them what signals there are."""
         cdef Kernels* kernels = kernels_of(self.is_double)
@@ -350,16 +358,16 @@ cdef class Learner(Layer):
         cdef Work work
         cdef Py_ssize_t outs = self.out_features, ins = self.in_features, size = self.itemsize
         cdef Py_ssize_t done = 0, n, block, batch = min(task.batch, max(rows, 1)), steps, gathered
-        cdef list places_then = places_of(arrays)
-        cdef cnp.ndarray x = np.asarray(given)[None if cnp.PyArray_NDIM(given) == 1 else ...]     # a view of our own
         cdef cnp.ndarray here, at, y, w, lr, room
         cdef bint as_it_is = self.has_plain_rows(x)
+        cdef list shared = [a is not None and self.shares_memory(a) for a in (x, targets, weights)]
         cdef double total = 0
-        if self.shares_memory(x):
+        self.check_places(arrays, places_then)
+        if shared[0]:
             x, as_it_is = self.plain(x).copy(), True
-        if self.shares_memory(targets):
+        if shared[1]:
             targets = targets.copy()
-        if weights is not None and self.shares_memory(weights):
+        if shared[2]:
             weights = weights.copy()
         if kernels == NULL:
             return reference.learn(self, x, targets, rates if cnp.PyArray_NDIM(rates) else float(rates),
@@ -376,6 +384,9 @@ cdef class Learner(Layer):
         task.gradient = task.scores + batch * outs * size
         try:
             while done < rows:
+                # What ran since the last look, a handler or another thread, may have freed an array, or frozen the layer.
+                self.check_places(arrays, places_then)
+                self.check_learnable(task)
                 n = min(block, rows - done)
                 # Nothing that kernels read of these leads them astray, but order, which is a copy that nobody else has.
                 at = None
@@ -391,8 +402,7 @@ cdef class Learner(Layer):
                     here, at = self.plain(x[done:done + n] if at is None else x.take(at, axis=0)), None
                 elif at is None:
                     here = x[done:done + n]
-                if places_of(arrays) != places_then:
-                    raise RuntimeError(f"{self._name}: an argument changed while its rows were learned")
+                self.check_places(arrays, places_then)
                 task.rows, task.x, task.x_row = n, <char*> cnp.PyArray_DATA(here), cnp.PyArray_STRIDES(here)[0]
                 task.order = NULL if at is None else <Py_ssize_t*> cnp.PyArray_DATA(at)
                 task.y = <char*> cnp.PyArray_DATA(y)
@@ -413,6 +423,17 @@ cdef class Learner(Layer):
         return total / rows if rows else float("nan")
 
     # ---- what the arguments are
+
+    cdef int check_places(self, tuple arrays, list places_then) except -1:
+        if places_of(arrays) != places_then:
+            raise RuntimeError(f"{self._name}: an argument changed while its rows were learned")
+        return 0
+
+    cdef int check_learnable(self, Task* task) except -1:
+        """Nothing that learning changes is frozen."""
+        if task.adaptive:
+            self.check_writable(self.grad_W, self.grad_b)
+        return self.check_writable(self.W, self.b)
 
     cdef cnp.ndarray part(self, cnp.ndarray array, Py_ssize_t done, Py_ssize_t n, cnp.ndarray at,
                           cnp.dtype dtype):
@@ -481,6 +502,7 @@ cdef class Learner(Layer):
         return np.asarray(array).reshape(rows) if outs == 1 else np.asarray(array).reshape(rows, outs)
 
     cdef int check_range(self, str name, cnp.ndarray array, Py_ssize_t stop, str what) except -1:
+        """Runs no Python code (array.min() would), for that could free the array."""
         cdef Py_ssize_t r, outside = 0
         cdef const int64_t* plain
         if cnp.PyArray_TYPE(array) == cnp.NPY_INT64 and PyArray_ISCARRAY_RO(array):
@@ -490,10 +512,10 @@ cdef class Learner(Layer):
                 outside |= <uint64_t> plain[r] >= <uint64_t> stop
             if not outside:
                 return 0
-        elif array.size == 0 or (array.min() >= 0 and array.max() < stop):
+        elif array.size == 0 or (LEAST(array) >= 0 and MOST(array) < stop):
             return 0
-        places = np.flatnonzero((array < 0) | (array >= stop))
+        places = ((array < 0) | (array >= stop)).nonzero()[0]
         if not len(places):     # another thread has written to it meanwhile
             raise self.changed()
-        place = places[0]
-        raise ValueError(f"{self._name}: {name} must be {what} from 0 to {stop - 1}, got {array[place]} at {place}")
+        place, value = places[0], array[places[0]]
+        raise ValueError(f"{self._name}: {name} must be {what} from 0 to {stop - 1}, got {value} at {place}")

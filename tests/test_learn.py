@@ -16,7 +16,7 @@ import pytest
 import fastlinear
 from fastlinear import Linear, reference
 
-from .helpers import assert_same_bits, assert_same_memory, memory_of, misaligned, read_only, unchanged
+from .helpers import assert_same_bits, assert_same_memory, memory_of, misaligned, python, read_only, unchanged
 
 LOSSES = "squared_error", "huber", "log_loss", "hinge"
 LABELLED = "log_loss", "hinge"
@@ -435,6 +435,79 @@ def test_a_handler_that_frees_the_rows():
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert freed
+
+
+HANDLED = """
+import signal, sys, time
+import numpy as np
+from fastlinear import Linear
+rows = 1 << 22
+x, y = np.zeros((rows, 4), np.float32), np.zeros(rows, np.int32)
+layer, handled = Linear(4, 1, rng=0), []
+def handler(*_):
+    handled.append(1)
+    {code}
+begin = time.perf_counter()
+y.min()
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, (time.perf_counter() - begin) * {when})
+try:
+    layer.learn(x, y, 0.01, "log_loss")
+except (RuntimeError, ValueError):
+    pass
+while not handled:
+    pass
+assert np.isfinite(layer.weight).all()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
+@pytest.mark.parametrize("when", [0.5, 4])
+@pytest.mark.parametrize(
+    "code", ["x.resize((1, 4), refcheck=False)", "y.resize(1, refcheck=False)", "x.shape = x.shape[::-1]"]
+)
+def test_a_handler_while_labels_are_checked_or_converted(code, when):
+    """It reshapes or frees what the call has looked at already: nothing is read out of bounds."""
+    result = python(HANDLED.format(code=code, when=when))
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.thread_unsafe(reason="signals go to the main thread")
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_layer_that_is_frozen_between_blocks(adaptive):
+    """Nothing is written to it from then on, and the exception says how many rows it has learned."""
+    x = np.broadcast_to(np.ones(4, np.float32), (1 << 40, 4))  # more rows than anyone waits for
+    y = np.broadcast_to(np.float32(0.5), 1 << 40)
+    layer, start, frozen = Linear(4, 1, rng=0), Linear(4, 1, rng=0), []
+
+    def handler(*_):
+        if frozen:  # and still learning
+            raise TimeoutError
+        if not np.array_equal(layer.weight, start.weight):
+            (layer.grad_bias if adaptive else layer.weight).flags.writeable = False
+            frozen.append(memory_of(layer))
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1e-2, 0.1)
+        with pytest.raises(ValueError, match="read-only") as error:
+            layer.learn(x, y, 0.01, adaptive=adaptive)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert 0 < error.value.rows_learned < len(x)
+    assert_same_memory(layer, frozen[0])
+
+
+def test_what_a_label_raises_comes_through():
+    class Label(np.int64):
+        def __index__(self):
+            raise KeyError("no label")
+
+    layer = Linear(3, 1, rng=0)
+    with unchanged(layer), pytest.raises(KeyError, match="no label"):
+        layer.learn(X[0], Label(1), 0.1, "log_loss")
 
 
 @pytest.mark.thread_unsafe(reason="makes its own threads")
