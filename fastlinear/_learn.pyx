@@ -358,7 +358,7 @@ cdef class Learner(Layer):
         cdef Work work
         cdef Py_ssize_t outs = self.out_features, ins = self.in_features, size = self.itemsize
         cdef Py_ssize_t done = 0, n, block, batch = min(task.batch, max(rows, 1)), steps, gathered
-        cdef cnp.ndarray here, at, y, w, lr, room
+        cdef cnp.ndarray here, at, y, w, lr, room, scores, gradient
         cdef bint as_it_is = self.has_plain_rows(x)
         cdef list shared = [a is not None and self.shares_memory(a) for a in (x, targets, weights)]
         cdef double total = 0
@@ -372,16 +372,16 @@ cdef class Learner(Layer):
         if kernels == NULL:
             return reference.learn(self, x, targets, rates if cnp.PyArray_NDIM(rates) else float(rates),
                                    NAMES[<int> task.loss], task.batch, task.l2, weights, places, task.adaptive)
-        block = BLOCK // ((ins + OVERHEAD) * max(outs, 1))
+        block = <Py_ssize_t> (BLOCK / ((<double> ins + OVERHEAD) * max(outs, 1)))
         if not as_it_is:
             block = min(block, CONVERTED_BYTES // max(ins * size, 1))
         block = max(block // batch, 1) * batch
         gathered = max(GATHERED_BYTES, ins * size)
-        room = np.empty(gathered + (batch + ins + 1) * outs * size, np.byte) if task.adaptive else np.empty(
-            gathered + batch * outs * size, np.byte)
-        task.gathered = <char*> cnp.PyArray_DATA(room)
-        task.scores = task.gathered + gathered
-        task.gradient = task.scores + batch * outs * size
+        room, scores = np.empty(gathered, np.byte), np.empty((batch, outs), self.dtype)     # which says if it is too big
+        task.gathered, task.scores = <char*> cnp.PyArray_DATA(room), <char*> cnp.PyArray_DATA(scores)
+        if task.adaptive:
+            gradient = np.empty((ins + 1, outs), self.dtype)
+            task.gradient = <char*> cnp.PyArray_DATA(gradient)
         try:
             while done < rows:
                 # What ran since the last look, a handler or another thread, may have freed an array, or frozen the layer.

@@ -350,6 +350,14 @@ def test_bad_input(isa, what):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("outputs", [1 << 40, 1 << 59])
+def test_scores_that_no_memory_holds(outputs):
+    """Of so many outputs the scores of a batch, and the cost of a row, are beyond 64 bits: an error, and no crash."""
+    layer, rows = Linear(0, outputs, bias=False), 1 << 22
+    with pytest.raises((ValueError, MemoryError)):
+        layer.learn(np.empty((rows, 0), np.float32), np.zeros(rows, np.int8), 0.1, "log_loss", batch_size=rows)
+
+
 @pytest.mark.parametrize("place", [0, 1])
 def test_an_error_far_into_a_stream_comes_before_its_first_row(place):
     """Labels and indices are looked at as a whole first, however many blocks there are."""
