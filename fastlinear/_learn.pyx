@@ -85,9 +85,14 @@ cdef inline bint has_labels(Loss loss) noexcept nogil:
     return loss == LOG_LOSS or loss == HINGE
 
 
-cdef list places_of(tuple arrays):
-    """Where arrays are. Python code, which a signal may run, can resize them."""
-    return [None if a is None else (<size_t> cnp.PyArray_DATA(a), cnp.PyArray_NBYTES(a)) for a in arrays]
+cdef struct Place:
+    char* begin
+    Py_ssize_t nbytes
+
+
+cdef inline Place place_of(cnp.ndarray array) noexcept:
+    """Where an array is. Python code, which a signal or a finaliser may run, can resize it; here there is none."""
+    return Place(NULL, 0) if array is None else Place(<char*> cnp.PyArray_DATA(array), cnp.PyArray_NBYTES(array))
 
 
 cdef cnp.ndarray own_view(cnp.ndarray array):
@@ -100,6 +105,7 @@ cdef struct Task:
     Py_ssize_t batch
     double l2
     bint adaptive
+    Place[4] places             # X, y, sample_weight, order: as they were when they were looked at
     # Some rows, and what belongs to them, in the order of the steps.
     Py_ssize_t rows
     const char* x
@@ -301,7 +307,6 @@ cdef class Learner(Layer):
         cdef cnp.ndarray x, targets, rates, weights = None, places = None
         cdef Py_ssize_t rows, steps, outs = 1 if has_labels(task.loss) else self.out_features
         cdef tuple arrays
-        cdef list places_then
         cdef bint one
         # First all that may run Python code ...
         task.batch = self.size_of("batch_size", batch_size)
@@ -316,7 +321,7 @@ cdef class Learner(Layer):
             places = self.integers_of("order", order)
         # ... then views of our own, whose shapes nobody changes, and where their memory is ...
         arrays = x, targets, weights, places
-        places_then = places_of(arrays)
+        task.places = [place_of(x), place_of(targets), place_of(weights), place_of(places)]
         x, targets, weights, places = own_view(x), own_view(targets), own_view(weights), own_view(places)
         # ... then all checks, before anything is written.
         if not 0 <= task.l2 < INFINITY:
@@ -348,10 +353,10 @@ cdef class Learner(Layer):
         if task.adaptive:
             self.ensure_gradients()
         self.check_learnable(task)
-        return self.blocks(arrays, places_then, x[None] if one else x, targets, weights, places, rates, rows, task)
+        return self.blocks(arrays, x[None] if one else x, targets, weights, places, rates, rows, task)
 
-    cdef object blocks(self, tuple arrays, list places_then, cnp.ndarray x, cnp.ndarray targets, cnp.ndarray weights,
-                       cnp.ndarray places, cnp.ndarray rates, Py_ssize_t rows, Task* task):
+    cdef object blocks(self, tuple arrays, cnp.ndarray x, cnp.ndarray targets, cnp.ndarray weights, cnp.ndarray places,
+                       cnp.ndarray rates, Py_ssize_t rows, Task* task):
         """Block after block of whole batches, and between them what signals there are."""
         cdef Kernels* kernels = kernels_of(self.is_double)
         cdef Elementwise* elementwise = elementwise_of(self.is_double)
@@ -362,7 +367,7 @@ cdef class Learner(Layer):
         cdef bint as_it_is = self.has_plain_rows(x)
         cdef list shared = [a is not None and self.shares_memory(a) for a in (x, targets, weights)]
         cdef double total = 0
-        self.check_places(arrays, places_then)
+        self.check_places(arrays, task)
         if shared[0]:
             x, as_it_is = self.plain(x).copy(), True
         if shared[1]:
@@ -385,7 +390,7 @@ cdef class Learner(Layer):
         try:
             while done < rows:
                 # What ran since the last look, a handler or another thread, may have freed an array, or frozen the layer.
-                self.check_places(arrays, places_then)
+                self.check_places(arrays, task)
                 self.check_learnable(task)
                 n = min(block, rows - done)
                 # Nothing that kernels read of these leads them astray, but order, which is a copy that nobody else has.
@@ -402,7 +407,7 @@ cdef class Learner(Layer):
                     here, at = self.plain(x[done:done + n] if at is None else x.take(at, axis=0)), None
                 elif at is None:
                     here = x[done:done + n]
-                self.check_places(arrays, places_then)
+                self.check_places(arrays, task)
                 task.rows, task.x, task.x_row = n, <char*> cnp.PyArray_DATA(here), cnp.PyArray_STRIDES(here)[0]
                 task.order = NULL if at is None else <Py_ssize_t*> cnp.PyArray_DATA(at)
                 task.y = <char*> cnp.PyArray_DATA(y)
@@ -424,9 +429,14 @@ cdef class Learner(Layer):
 
     # ---- what the arguments are
 
-    cdef int check_places(self, tuple arrays, list places_then) except -1:
-        if places_of(arrays) != places_then:
-            raise RuntimeError(f"{self._name}: an argument changed while its rows were learned")
+    cdef int check_places(self, tuple arrays, Task* task) except -1:
+        """The arguments' memory is where it was."""
+        cdef Place place
+        cdef int i
+        for i in range(4):
+            place = place_of(arrays[i])
+            if place.begin != task.places[i].begin or place.nbytes != task.places[i].nbytes:
+                raise RuntimeError(f"{self._name}: an argument changed while its rows were learned")
         return 0
 
     cdef int check_learnable(self, Task* task) except -1:
@@ -464,6 +474,8 @@ cdef class Learner(Layer):
 
     cdef cnp.ndarray rates_of(self, lr):
         """lr as a float64 array, without an axis if it is a number."""
+        if cnp.PyArray_Check(lr):
+            self._check_mask("lr", lr)
         if isinstance(lr, (int, float, np.generic)) or getattr(lr, "ndim", 1) == 0 or not hasattr(lr, "__len__"):
             return np.array(self.number("lr", lr))
         rates = np.asarray(lr)

@@ -322,6 +322,7 @@ BAD = {
     "complex rates": ((X, Y, [1j] * 6), {}, "lr must be a number or one for each batch, real and of one axis"),
     "rates beyond": ((X, Y, [1e300] * 6), {}, "lr must fit float32, got 1e+300 for step 0"),
     "rate beyond": ((X, Y, 1e300), {}, "lr must fit float32, got 1e+300"),
+    "masked rates": ((X, Y, np.ma.masked_array([0.1] * 6, [1] * 6)), {}, "lr is a masked array"),
     "batch": ((X, Y, 0.1), {"batch_size": 0}, "batch_size must be at least 1, got 0"),
     "kind of batch": ((X, Y, 0.1), {"batch_size": 1.5}, "batch_size must be an integer, got float 1.5"),
     "penalty": ((X, Y, 0.1), {"l2": -1}, "l2 must be finite and not negative, got -1"),
