@@ -234,8 +234,8 @@ cdef class Learner(Layer):
         rows. NaN in X or y spreads to the loss and from there to all weights:
         ``np.flatnonzero(~np.isfinite(X).all(axis=1))`` finds the rows.
         Raises TypeError for a dtype that does not cast safely, ValueError for wrong shapes, labels and indices; then
-        nothing has changed. A signal, such as Ctrl-C, is handled between blocks of some 10 ms. The layer then has
-        learned whole batches, and the exception says how many rows: ``error.rows_learned``.
+        nothing has changed. A signal, such as Ctrl-C, is handled between blocks of some 10 ms, or of a batch that takes
+        longer. The layer then has learned whole batches, and the exception says how many rows: ``error.rows_learned``.
 
         >>> layer = Linear(2, 1, rng=0)
         >>> X, y = np.array([[1, 0], [0, 1], [1, 1], [0, 0]], np.float32), np.array([1, 0, 1, 0])
