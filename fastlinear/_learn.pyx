@@ -382,14 +382,14 @@ cdef class Learner(Layer):
             block = min(block, CONVERTED_BYTES // max(ins * size, 1))
         block = max(block // batch, 1) * batch
         gathered = max(GATHERED_BYTES, ins * size)
-        room, scores = np.empty(gathered, np.byte), np.empty((batch, outs), self.dtype)     # which says if it is too big
+        room, scores = np.empty(gathered, np.byte), np.empty((batch, outs), self.dtype)     # an error if too big
         task.gathered, task.scores = <char*> cnp.PyArray_DATA(room), <char*> cnp.PyArray_DATA(scores)
         if task.adaptive:
             gradient = np.empty((ins + 1, outs), self.dtype)
             task.gradient = <char*> cnp.PyArray_DATA(gradient)
         try:
             while done < rows:
-                # What ran since the last look, a handler or another thread, may have freed an array, or frozen the layer.
+                # What ran meanwhile, a handler or another thread, may have freed an array or frozen the layer.
                 self.check_places(arrays, task)
                 self.check_learnable(task)
                 n = min(block, rows - done)
