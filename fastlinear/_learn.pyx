@@ -34,7 +34,7 @@ cnp.import_array()
 cdef extern from "Python.h":
     PyThreadState* PyEval_SaveThread()
 
-    Py_ssize_t PyNumber_AsSsize_t(object, void*)
+    Py_ssize_t PyNumber_AsSsize_t(object, void*) except? -1
     const Py_ssize_t PY_SSIZE_T_MAX
 
 cdef extern from "numpy/arrayobject.h":
@@ -60,6 +60,7 @@ cdef enum:
 cdef dict KINDS = {"squared_error": <int> SQUARED_ERROR, "huber": <int> HUBER, "hinge": <int> HINGE,
                    "log_loss": <int> LOG_LOSS}
 cdef cnp.dtype LABELS = np.dtype(np.int64)
+cdef object LEAST = np.minimum.reduce, MOST = np.maximum.reduce
 cdef dict NAMES = {kind: name for name, kind in KINDS.items()}
 
 
@@ -84,9 +85,18 @@ cdef inline bint has_labels(Loss loss) noexcept nogil:
     return loss == LOG_LOSS or loss == HINGE
 
 
-cdef list places_of(tuple arrays):
-    """Where arrays are. Python code, which a signal may run, can resize them."""
-    return [None if a is None else (<size_t> cnp.PyArray_DATA(a), cnp.PyArray_NBYTES(a)) for a in arrays]
+cdef struct Place:
+    char* begin
+    Py_ssize_t nbytes
+
+
+cdef inline Place place_of(cnp.ndarray array) noexcept:
+    """Where an array is. Python code, which a signal or a finaliser may run, can resize it; here there is none."""
+    return Place(NULL, 0) if array is None else Place(<char*> cnp.PyArray_DATA(array), cnp.PyArray_NBYTES(array))
+
+
+cdef cnp.ndarray own_view(cnp.ndarray array):
+    return None if array is None else np.asarray(array)[...]
 
 
 cdef struct Task:
@@ -95,6 +105,7 @@ cdef struct Task:
     Py_ssize_t batch
     double l2
     bint adaptive
+    Place[4] places             # X, y, sample_weight, order: as they were when they were looked at
     # Some rows, and what belongs to them, in the order of the steps.
     Py_ssize_t rows
     const char* x
@@ -223,8 +234,8 @@ cdef class Learner(Layer):
         rows. NaN in X or y spreads to the loss and from there to all weights:
         ``np.flatnonzero(~np.isfinite(X).all(axis=1))`` finds the rows.
         Raises TypeError for a dtype that does not cast safely, ValueError for wrong shapes, labels and indices; then
-        nothing has changed. A signal, such as Ctrl-C, is handled between blocks of some 10 ms. The layer then has
-        learned whole batches, and the exception says how many rows: ``error.rows_learned``.
+        nothing has changed. A signal, such as Ctrl-C, is handled between blocks of some 10 ms, or of a batch that takes
+        longer. The layer then has learned whole batches, and the exception says how many rows: ``error.rows_learned``.
 
         >>> layer = Linear(2, 1, rng=0)
         >>> X, y = np.array([[1, 0], [0, 1], [1, 1], [0, 0]], np.float32), np.array([1, 0, 1, 0])
@@ -308,7 +319,10 @@ cdef class Learner(Layer):
             weights = self.taken("sample_weight", sample_weight)
         if order is not None:
             places = self.integers_of("order", order)
+        # ... then views of our own, whose shapes nobody changes, and where their memory is ...
         arrays = x, targets, weights, places
+        task.places = [place_of(x), place_of(targets), place_of(weights), place_of(places)]
+        x, targets, weights, places = own_view(x), own_view(targets), own_view(weights), own_view(places)
         # ... then all checks, before anything is written.
         if not 0 <= task.l2 < INFINITY:
             raise ValueError(f"{self._name}: l2 must be finite and not negative, got {l2!r}")
@@ -338,44 +352,46 @@ cdef class Learner(Layer):
                              f"shape {shape_of(rates)}")
         if task.adaptive:
             self.ensure_gradients()
-            self.check_writable(self.grad_W, self.grad_b)
-        self.check_writable(self.W, self.b)
-        return self.blocks(arrays, x, targets, weights, places, rates, rows, task)
+        self.check_learnable(task)
+        return self.blocks(arrays, x[None] if one else x, targets, weights, places, rates, rows, task)
 
-    cdef object blocks(self, tuple arrays, cnp.ndarray given, cnp.ndarray targets, cnp.ndarray weights,
-                       cnp.ndarray places, cnp.ndarray rates, Py_ssize_t rows, Task* task):
+    cdef object blocks(self, tuple arrays, cnp.ndarray x, cnp.ndarray targets, cnp.ndarray weights, cnp.ndarray places,
+                       cnp.ndarray rates, Py_ssize_t rows, Task* task):
         """Block after block of whole batches, and between them what signals there are."""
         cdef Kernels* kernels = kernels_of(self.is_double)
         cdef Elementwise* elementwise = elementwise_of(self.is_double)
         cdef Work work
         cdef Py_ssize_t outs = self.out_features, ins = self.in_features, size = self.itemsize
         cdef Py_ssize_t done = 0, n, block, batch = min(task.batch, max(rows, 1)), steps, gathered
-        cdef list places_then = places_of(arrays)
-        cdef cnp.ndarray x = np.asarray(given)[None if cnp.PyArray_NDIM(given) == 1 else ...]     # a view of our own
-        cdef cnp.ndarray here, at, y, w, lr, room
+        cdef cnp.ndarray here, at, y, w, lr, room, scores, gradient
         cdef bint as_it_is = self.has_plain_rows(x)
+        cdef list shared = [a is not None and self.shares_memory(a) for a in (x, targets, weights)]
         cdef double total = 0
-        if self.shares_memory(x):
+        self.check_places(arrays, task)
+        if shared[0]:
             x, as_it_is = self.plain(x).copy(), True
-        if self.shares_memory(targets):
+        if shared[1]:
             targets = targets.copy()
-        if weights is not None and self.shares_memory(weights):
+        if shared[2]:
             weights = weights.copy()
         if kernels == NULL:
             return reference.learn(self, x, targets, rates if cnp.PyArray_NDIM(rates) else float(rates),
                                    NAMES[<int> task.loss], task.batch, task.l2, weights, places, task.adaptive)
-        block = BLOCK // ((ins + OVERHEAD) * max(outs, 1))
+        block = <Py_ssize_t> (BLOCK / ((<double> ins + OVERHEAD) * max(outs, 1)))
         if not as_it_is:
             block = min(block, CONVERTED_BYTES // max(ins * size, 1))
         block = max(block // batch, 1) * batch
         gathered = max(GATHERED_BYTES, ins * size)
-        room = np.empty(gathered + (batch + ins + 1) * outs * size, np.byte) if task.adaptive else np.empty(
-            gathered + batch * outs * size, np.byte)
-        task.gathered = <char*> cnp.PyArray_DATA(room)
-        task.scores = task.gathered + gathered
-        task.gradient = task.scores + batch * outs * size
+        room, scores = np.empty(gathered, np.byte), np.empty((batch, outs), self.dtype)     # an error if too big
+        task.gathered, task.scores = <char*> cnp.PyArray_DATA(room), <char*> cnp.PyArray_DATA(scores)
+        if task.adaptive:
+            gradient = np.empty((ins + 1, outs), self.dtype)
+            task.gradient = <char*> cnp.PyArray_DATA(gradient)
         try:
             while done < rows:
+                # What ran meanwhile, a handler or another thread, may have freed an array or frozen the layer.
+                self.check_places(arrays, task)
+                self.check_learnable(task)
                 n = min(block, rows - done)
                 # Nothing that kernels read of these leads them astray, but order, which is a copy that nobody else has.
                 at = None
@@ -391,8 +407,7 @@ cdef class Learner(Layer):
                     here, at = self.plain(x[done:done + n] if at is None else x.take(at, axis=0)), None
                 elif at is None:
                     here = x[done:done + n]
-                if places_of(arrays) != places_then:
-                    raise RuntimeError(f"{self._name}: an argument changed while its rows were learned")
+                self.check_places(arrays, task)
                 task.rows, task.x, task.x_row = n, <char*> cnp.PyArray_DATA(here), cnp.PyArray_STRIDES(here)[0]
                 task.order = NULL if at is None else <Py_ssize_t*> cnp.PyArray_DATA(at)
                 task.y = <char*> cnp.PyArray_DATA(y)
@@ -413,6 +428,22 @@ cdef class Learner(Layer):
         return total / rows if rows else float("nan")
 
     # ---- what the arguments are
+
+    cdef int check_places(self, tuple arrays, Task* task) except -1:
+        """The arguments' memory is where it was."""
+        cdef Place place
+        cdef int i
+        for i in range(4):
+            place = place_of(arrays[i])
+            if place.begin != task.places[i].begin or place.nbytes != task.places[i].nbytes:
+                raise RuntimeError(f"{self._name}: an argument changed while its rows were learned")
+        return 0
+
+    cdef int check_learnable(self, Task* task) except -1:
+        """Nothing that learning changes is frozen."""
+        if task.adaptive:
+            self.check_writable(self.grad_W, self.grad_b)
+        return self.check_writable(self.W, self.b)
 
     cdef cnp.ndarray part(self, cnp.ndarray array, Py_ssize_t done, Py_ssize_t n, cnp.ndarray at,
                           cnp.dtype dtype):
@@ -443,6 +474,8 @@ cdef class Learner(Layer):
 
     cdef cnp.ndarray rates_of(self, lr):
         """lr as a float64 array, without an axis if it is a number."""
+        if cnp.PyArray_Check(lr):
+            self._check_mask("lr", lr)
         if isinstance(lr, (int, float, np.generic)) or getattr(lr, "ndim", 1) == 0 or not hasattr(lr, "__len__"):
             return np.array(self.number("lr", lr))
         rates = np.asarray(lr)
@@ -481,6 +514,7 @@ cdef class Learner(Layer):
         return np.asarray(array).reshape(rows) if outs == 1 else np.asarray(array).reshape(rows, outs)
 
     cdef int check_range(self, str name, cnp.ndarray array, Py_ssize_t stop, str what) except -1:
+        """Runs no Python code (array.min() would), for that could free the array."""
         cdef Py_ssize_t r, outside = 0
         cdef const int64_t* plain
         if cnp.PyArray_TYPE(array) == cnp.NPY_INT64 and PyArray_ISCARRAY_RO(array):
@@ -490,10 +524,10 @@ cdef class Learner(Layer):
                 outside |= <uint64_t> plain[r] >= <uint64_t> stop
             if not outside:
                 return 0
-        elif array.size == 0 or (array.min() >= 0 and array.max() < stop):
+        elif array.size == 0 or (LEAST(array) >= 0 and MOST(array) < stop):
             return 0
-        places = np.flatnonzero((array < 0) | (array >= stop))
+        places = ((array < 0) | (array >= stop)).nonzero()[0]
         if not len(places):     # another thread has written to it meanwhile
             raise self.changed()
-        place = places[0]
-        raise ValueError(f"{self._name}: {name} must be {what} from 0 to {stop - 1}, got {array[place]} at {place}")
+        place, value = places[0], array[places[0]]
+        raise ValueError(f"{self._name}: {name} must be {what} from 0 to {stop - 1}, got {value} at {place}")

@@ -127,8 +127,8 @@ class _LinearModel(BaseEstimator):
                 raise ValueError(f"{type(self).__name__}: the weight is zero for every row: nothing to learn from")
             weights = weights / weights.max()  # first, for their sum may overflow
             weights /= weights.mean()
-        scaling = None if settings.learning_rate is not None else _Scaling(X, weights, bool(self.fit_intercept))
         rate = model.learning_rate_ = model._rate(X, weights, settings)
+        scaling = None if settings.learning_rate is not None else _Scaling(X, weights, bool(self.fit_intercept))
         if scaling is not None:
             X = scaling.begin(model.layer_, X)
             rate = model._rate(X, weights, settings)
@@ -183,6 +183,11 @@ class _LinearModel(BaseEstimator):
         with np.errstate(over="ignore"):
             squares = sum(float(w @ (x * x).sum(axis=1)) for x, w in _some_rows(X, weights))
             squares /= len(X) if weights is None else float(weights.sum(dtype=np.float64))
+        if not isfinite(squares):
+            raise ValueError(
+                f"{type(self).__name__}: the squares of X are beyond float64, which no learning_rate can be derived "
+                "from; scale the features (sklearn.preprocessing.MaxAbsScaler)"
+            )
         return 1 / (curvature * (squares + 1))
 
     def _weighted(self, y: Array, weights: Array | None) -> Array | None:
@@ -309,6 +314,10 @@ def _some_rows(X: Array, weights: Array | None) -> Iterator[tuple[Array, Array]]
         yield x, np.ones(len(x)) if weights is None else weights[rows].astype(np.float64)
 
 
+_CONSTANT = {"float32": 1e-6, "float64": 1e-11}
+"""A deviation that is so small a part of the mean is what rounding makes of a constant, or of the scores."""
+
+
 class _Scaling:
     """Training on features of mean 0 and deviation 1, for a layer on the features as they are: w (x - m) / s + b."""
 
@@ -316,16 +325,15 @@ class _Scaling:
         """Without a bias to take the means up, the features keep them, and are divided by their root mean squares."""
         total = len(X) if weights is None else weights.sum(dtype=np.float64)
         self.mean, square = np.zeros(X.shape[1]), np.zeros(X.shape[1])
-        with np.errstate(over="ignore", invalid="ignore"):
-            if centre:
-                for x, w in _some_rows(X, weights):
-                    self.mean += w @ x / total
+        if centre:
             for x, w in _some_rows(X, weights):
-                square += w @ (x - self.mean) ** 2 / total
+                self.mean += w @ x / total
+        for x, w in _some_rows(X, weights):
+            square += w @ (x - self.mean) ** 2 / total
         self.deviation = np.sqrt(square)
         self._decay: Array | None = None
-        # A feature that is the same in each row teaches nothing that the bias does not.
-        constant = ~(self.deviation > 1e-6 * abs(self.mean)) | ~np.isfinite(self.deviation)
+        # A feature that is the same in each row, but for rounding, teaches nothing that the bias does not.
+        constant = self.deviation <= _CONSTANT[X.dtype.name] * abs(self.mean)
         self.deviation[constant] = np.maximum(abs(self.mean[constant]), 1) if not centre else np.inf
 
     def begin(self, layer: Linear, X: Array) -> Array:
@@ -348,7 +356,8 @@ class _Scaling:
     def decay(self, layer: Linear, strength: float, steps: int) -> None:
         """The penalty on the weights as they will be, of so many steps at once; implicit, so it cannot overshoot."""
         if self._decay is None:
-            self._decay = ((1 + strength / self.deviation**2) ** -steps).astype(layer.dtype)
+            with np.errstate(over="ignore", divide="ignore"):
+                self._decay = ((1 + strength / self.deviation**2) ** -steps).astype(layer.dtype)
         layer.weight *= self._decay
 
 
@@ -556,9 +565,11 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
             of_class = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[y])
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{type(self).__name__}: class_weight: {error}") from error
+        with np.errstate(over="ignore"):
+            of_class = of_class.astype(self.layer_.dtype)
         if not (np.isfinite(of_class).all() and (of_class >= 0).all()):
             raise ValueError(f"{type(self).__name__}: class_weight must be finite and not negative, got {of_class}")
-        rows: Array = of_class[y].astype(self.layer_.dtype)
+        rows: Array = of_class[y]
         if weights is not None:
             rows *= weights
         return rows

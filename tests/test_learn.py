@@ -16,7 +16,7 @@ import pytest
 import fastlinear
 from fastlinear import Linear, reference
 
-from .helpers import assert_same_bits, assert_same_memory, memory_of, misaligned, read_only, unchanged
+from .helpers import assert_same_bits, assert_same_memory, memory_of, misaligned, python, read_only, unchanged
 
 LOSSES = "squared_error", "huber", "log_loss", "hinge"
 LABELLED = "log_loss", "hinge"
@@ -322,6 +322,7 @@ BAD = {
     "complex rates": ((X, Y, [1j] * 6), {}, "lr must be a number or one for each batch, real and of one axis"),
     "rates beyond": ((X, Y, [1e300] * 6), {}, "lr must fit float32, got 1e+300 for step 0"),
     "rate beyond": ((X, Y, 1e300), {}, "lr must fit float32, got 1e+300"),
+    "masked rates": ((X, Y, np.ma.masked_array([0.1] * 6, [1] * 6)), {}, "lr is a masked array"),
     "batch": ((X, Y, 0.1), {"batch_size": 0}, "batch_size must be at least 1, got 0"),
     "kind of batch": ((X, Y, 0.1), {"batch_size": 1.5}, "batch_size must be an integer, got float 1.5"),
     "penalty": ((X, Y, 0.1), {"l2": -1}, "l2 must be finite and not negative, got -1"),
@@ -348,6 +349,14 @@ def test_bad_input(isa, what):
     with unchanged(layer, X, Y), pytest.raises((TypeError, ValueError)) as error:
         layer.learn(*arguments, **options)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("outputs", [1 << 40, 1 << 59])
+def test_scores_that_no_memory_holds(outputs):
+    """Of so many outputs the scores of a batch, and the cost of a row, are beyond 64 bits: an error, and no crash."""
+    layer, rows = Linear(0, outputs, bias=False), 1 << 22
+    with pytest.raises((ValueError, MemoryError)):
+        layer.learn(np.empty((rows, 0), np.float32), np.zeros(rows, np.int8), 0.1, "log_loss", batch_size=rows)
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -435,6 +444,79 @@ def test_a_handler_that_frees_the_rows():
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert freed
+
+
+HANDLED = """
+import signal, sys, time
+import numpy as np
+from fastlinear import Linear
+rows = 1 << 22
+x, y = np.zeros((rows, 4), np.float32), np.zeros(rows, np.int32)
+layer, handled = Linear(4, 1, rng=0), []
+def handler(*_):
+    handled.append(1)
+    {code}
+begin = time.perf_counter()
+y.min()
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, (time.perf_counter() - begin) * {when})
+try:
+    layer.learn(x, y, 0.01, "log_loss")
+except (RuntimeError, ValueError):
+    pass
+while not handled:
+    pass
+assert np.isfinite(layer.weight).all()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
+@pytest.mark.parametrize("when", [0.5, 4])
+@pytest.mark.parametrize(
+    "code", ["x.resize((1, 4), refcheck=False)", "y.resize(1, refcheck=False)", "x.shape = x.shape[::-1]"]
+)
+def test_a_handler_while_labels_are_checked_or_converted(code, when):
+    """It reshapes or frees what the call has looked at already: nothing is read out of bounds."""
+    result = python(HANDLED.format(code=code, when=when))
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.thread_unsafe(reason="signals go to the main thread")
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_layer_that_is_frozen_between_blocks(adaptive):
+    """Nothing is written to it from then on, and the exception says how many rows it has learned."""
+    x = np.broadcast_to(np.ones(4, np.float32), (1 << 40, 4))  # more rows than anyone waits for
+    y = np.broadcast_to(np.float32(0.5), 1 << 40)
+    layer, start, frozen = Linear(4, 1, rng=0), Linear(4, 1, rng=0), []
+
+    def handler(*_):
+        if frozen:  # and still learning
+            raise TimeoutError
+        if not np.array_equal(layer.weight, start.weight):
+            (layer.grad_bias if adaptive else layer.weight).flags.writeable = False
+            frozen.append(memory_of(layer))
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1e-2, 0.1)
+        with pytest.raises(ValueError, match="read-only") as error:
+            layer.learn(x, y, 0.01, adaptive=adaptive)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert 0 < error.value.rows_learned < len(x)
+    assert_same_memory(layer, frozen[0])
+
+
+def test_what_a_label_raises_comes_through():
+    class Label(np.int64):
+        def __index__(self):
+            raise KeyError("no label")
+
+    layer = Linear(3, 1, rng=0)
+    with unchanged(layer), pytest.raises(KeyError, match="no label"):
+        layer.learn(X[0], Label(1), 0.1, "log_loss")
 
 
 @pytest.mark.thread_unsafe(reason="makes its own threads")

@@ -244,6 +244,31 @@ def test_auto_with_a_constant_feature_and_without_an_intercept():
     assert model.score(x, y) > 0.5
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_auto_with_a_feature_far_from_zero(kind):
+    """A time in seconds since 1970, over some minutes, is no constant."""
+    make, x, y = problem(kind)
+    options = {"random_state": 0, "alpha": 0, "max_iter": 50, "tol": None}
+    plain = make(**options).fit(x, y)
+    other = make(**options).fit(1.7e9 + 100 * x, y)
+    np.testing.assert_allclose(other.coef_ * 100, plain.coef_, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(other._scores(1.7e9 + 100 * x), plain._scores(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_auto_with_features_whose_squares_are_beyond_float64(kind):
+    """An error, and no model that learned nothing; very small ones are learned, and penalised, without a warning."""
+    make, x, y = problem(kind)
+    model = make(random_state=0)
+    for call in (model.fit, lambda *data: learn(model, *data)):
+        with pytest.raises(ValueError, match="the squares of X are beyond float64"):
+            call(1e160 * x, y)
+    assert not hasattr(model, "layer_")
+    assert model.set_params(alpha=0).fit(1e-150 * x, y).score(1e-150 * x, y) > 0.5
+    assert abs(model.set_params(alpha=1e-4).fit(1e-160 * x, y).coef_).max() < 1e-100
+
+
 @pytest.mark.parametrize("kind", KINDS[:2])
 def test_class_weight(kind):
     """By a dict, as "balanced", and as weights of rows, with those that are given."""
@@ -259,6 +284,8 @@ def test_class_weight(kind):
         np.testing.assert_allclose(got.coef_, expected.coef_, rtol=1e-10)
     with pytest.raises(ValueError, match="LinearClassifier: class_weight='balanced' needs all rows"):
         learn(make(class_weight="balanced"), x, y)
+    with pytest.raises(ValueError, match="LinearClassifier: class_weight must be finite"):
+        make(class_weight={"ash": 1e300}).fit(x.astype(np.float32), y)
     for bad in ("even", {"ash": -1}, {"ash": np.nan}, {"maple": 1}, 3):
         with pytest.raises(ValueError, match="LinearClassifier: class_weight"):
             make(class_weight=bad).fit(x, y)
