@@ -68,7 +68,7 @@ def for_bias(bias: Any) -> str:
     kind = type(bias)
     if bias is None:
         return "; no bias is bias=False"
-    if kind is int:
+    if kind is int and bias.bit_length() <= 128:
         return f"; a seed comes by keyword, rng={bias}" + ("; no bias is bias=False" if bias == 0 else "")
     if issubclass(kind, (np.integer, np.random.Generator)):
         return "; a seed or a Generator comes by keyword, rng=..."

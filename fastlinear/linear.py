@@ -56,11 +56,11 @@ def _size(name: str, value: Any) -> int:
     return size
 
 
-def _flag(name: str, value: Any) -> bool:
-    """value as a bool. Any other object could be true or false by accident, or by what it runs."""
-    if type(value) is bool or type(value) is np.bool_:
-        return bool(value)
-    raise TypeError(f"{name} must be True or False, got {_advice().came(value)}{_advice().for_bias(value)}")
+def _has_bias(bias: Any) -> bool:
+    """What True and False say. Any other object could be true or false by accident, or by what it runs."""
+    if type(bias) is bool or type(bias) is np.bool_:
+        return bool(bias)
+    raise TypeError(f"Linear: bias must be True or False, got {_advice().came(bias)}{_advice().for_bias(bias)}")
 
 
 class Arguments:
@@ -148,7 +148,7 @@ class Linear(Arguments, Learner):
         rng: int | np.random.Generator | None = None,
     ) -> None:
         shape = _size("out_features", out_features), _size("in_features", in_features)
-        with_bias = _flag("Linear: bias", bias)
+        with_bias = _has_bias(bias)
         if by_position:
             example = f"Linear({shape[1]}, {shape[0]}, {with_bias}, dtype=np.float32, rng=0)"
             raise TypeError(f"Linear: dtype and rng come by keyword, as in {example}")
@@ -407,8 +407,11 @@ def _array(name: str, value: Any) -> Array:
         raise TypeError(f"{name} cannot be read as an array: {type(value).__name__}: {error}{hint}") from error
     except ValueError as error:
         raise ValueError(f"{name} cannot be read as an array: {error}{_advice().for_sequence(value)}") from error
-    is_one = array.ndim == 0 or not (isinstance(value, (list, tuple)) or hasattr(value, "__array__"))
-    if is_one and array.dtype.kind in "OSU" and not isinstance(value, int):  # an integer may be too large for NumPy
+    if (
+        array.dtype.kind in "OSU"
+        and (array.ndim == 0 or not (isinstance(value, (list, tuple)) or hasattr(value, "__array__")))
+        and not isinstance(value, int)  # which may be too large for NumPy
+    ):
         raise TypeError(f"{name} must be an array of numbers, got {_advice().came(value)}{_advice().for_array(value)}")
     return array
 
