@@ -44,7 +44,7 @@ def example(
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batch, in_features)).astype(dtype)
     grad_output = rng.standard_normal((batch, out_features)).astype(dtype)
-    return Linear(in_features, out_features, bias, dtype, rng), x, grad_output
+    return Linear(in_features, out_features, bias, dtype=dtype, rng=rng), x, grad_output
 
 
 def check() -> tuple[dict[str, dict[str, float]], list[str]]:

@@ -44,7 +44,7 @@ def save(state: State, path: Path, note: str | None = None) -> None:
     that it leads to is written, and of a hard link only this name. A folder, FIFO or device in its place, or a file
     that is read-only, is an error.
     """
-    name, form = _parse(path)
+    name, form = _parse(path, saving=True)
     with _naming(name):
         before = _replaceable(name)
         target = os.path.realpath(name)
@@ -74,7 +74,7 @@ def load(path: Path, wanted: Collection[str] | Names, optional: Collection[str] 
     names only with others=True, and they are not read. ValueError for a file that is damaged, has other names, is no
     regular file, or changes while it is read.
     """
-    name, form = _parse(path)
+    name, form = _parse(path, saving=False)
     with _naming(name), _open(name) as file:
         before = os.fstat(file.fileno())
         with _content(name):
@@ -107,12 +107,22 @@ def naming(path: Path) -> Iterator[None]:
 # ---- paths and files
 
 
-def _parse(path: Path) -> tuple[str, _Format]:
+def as_text(path: Path) -> str:
+    try:
+        return os.fsdecode(path)
+    except TypeError:
+        kind = type(path).__name__
+        raise TypeError(f"the path of a file must be a str, bytes or os.PathLike, got {kind}") from None
+
+
+def _parse(path: Path, saving: bool) -> tuple[str, _Format]:
     """The path as text, asked for once, because it may be an object that changes its answer; the format."""
-    name = os.fsdecode(path)
+    name = as_text(path)
     suffix = os.path.splitext(name)[1]
     if suffix not in _FORMATS or "\0" in name:
-        raise ValueError(f"the file must be one of {', '.join(_FORMATS)}, got {name!r}")
+        from fastlinear._advice import for_path
+
+        raise ValueError(f"the file must be one of {', '.join(_FORMATS)}, got {name!r}{for_path(name, saving)}")
     return name, _FORMATS[suffix]
 
 

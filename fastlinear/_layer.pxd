@@ -160,6 +160,7 @@ cdef class Model:
     cdef int taken_out(self, out) except -1
     cdef int check_cast(self, str name, cnp.ndarray array) except -1
     cdef int check_rows(self, str name, cnp.ndarray array, Py_ssize_t features) except -1
+    cdef int check_no_scale(self, out) except -1
     cdef int check_out(self, out, cnp.ndarray x, Py_ssize_t features) except -1
     cdef cnp.ndarray plain(self, cnp.ndarray array)
     cdef bint apart_from_memory(self, Span a) noexcept

@@ -196,6 +196,11 @@ cdef tuple result_shape(cnp.ndarray x, Py_ssize_t features):
     return (*[cnp.PyArray_DIMS(x)[axis] for axis in range(cnp.PyArray_NDIM(x) - 1)], features)
 
 
+cdef bint has_features(cnp.ndarray a, Py_ssize_t features) noexcept:
+    """Whether it has so many in its last axis."""
+    return cnp.PyArray_NDIM(a) > 0 and cnp.PyArray_DIMS(a)[cnp.PyArray_NDIM(a) - 1] == features
+
+
 cdef cnp.dtype dtype_of(cnp.ndarray a):
     return <cnp.dtype> <PyObject*> cnp.PyArray_DESCR(a)
 
@@ -279,10 +284,9 @@ cdef Memory taken_over(cnp.ndarray array):
     return memory
 
 
-def zeros(tuple shape, dtype):
+def zeros(tuple shape, cnp.dtype kind not None):
     """A new C-contiguous array of zeros that begins on a cache line."""
     cdef cnp.npy_intp dims[NPY_MAXDIMS]
-    cdef cnp.dtype kind = dtype
     cdef object size = kind.itemsize
     cdef int axis
     for axis in range(len(shape)):
@@ -434,18 +438,24 @@ cdef class Model:
     cdef int check_cast(self, str name, cnp.ndarray array) except -1:
         """Whether its dtype casts safely to the model's."""
         if not PyArray_CanCastTypeTo(dtype_of(array), self.dtype, cnp.NPY_SAFE_CASTING):
-            raise TypeError(
-                f"{self._name}: {name} has dtype {dtype_of(array)}, which does not cast safely to the model's "
-                f"{self.dtype}; convert it with astype({self.dtype}) or use a model of another dtype")
+            from fastlinear.linear import _check_cast
+            _check_cast(f"{self._name}: {name}", dtype_of(array), self.dtype, "the model's")
         return 0
 
     cdef int check_rows(self, str name, cnp.ndarray array, Py_ssize_t features) except -1:
         """Whether can_read() will let it pass when it is plain."""
-        cdef int ndim = cnp.PyArray_NDIM(array)
         self.check_cast(name, array)
-        if ndim == 0 or cnp.PyArray_DIMS(array)[ndim - 1] != features:
-            raise ValueError(f"{self._name}: {name} must have {features} features in its last axis, "
-                             f"got shape {shape_of(array)}")
+        if not has_features(array, features):
+            from fastlinear._advice import for_rows
+            raise ValueError(f"{self._name}: {name} must have {features} features in its last axis, got shape "
+                             f"{shape_of(array)}{for_rows(name, shape_of(array), features, self.in_features)}")
+        return 0
+
+    cdef int check_no_scale(self, out) except -1:
+        """Whether out of a backward is no number, which would be meant for the argument after it."""
+        if type(out) is float or type(out) is int:
+            raise TypeError(f"{self._name}: out must be a numpy.ndarray, got {type(out).__name__} {out!r}; a scale "
+                            f"comes by keyword, scale={out!r}")
         return 0
 
     cdef int check_out(self, out, cnp.ndarray x, Py_ssize_t features) except -1:
@@ -601,6 +611,11 @@ cdef class Layer(Model):
 
     cdef int check_both(self, cnp.ndarray x, cnp.ndarray grad_output, out, bint input_grad) except -1:
         """The same of x and grad_output together, and of where grad_input is to go."""
+        if (self.in_features != self.out_features and has_features(x, self.out_features)
+                and has_features(grad_output, self.in_features)):
+            raise ValueError(f"{self._name}: x must have {self.in_features} features in its last axis, got shape "
+                             f"{shape_of(x)}, and grad_output {self.out_features}, got shape {shape_of(grad_output)}; "
+                             "x comes first, then grad_output")
         self.check_rows("x", x, self.in_features)
         self.check_rows("grad_output", grad_output, self.out_features)
         if not same_batch_shape(x, grad_output):
@@ -618,7 +633,9 @@ cdef class Layer(Model):
         cdef tuple shape = (p.shape[0], p.shape[1])[:p.ndim]
         self.check_cast(name, array)
         if shape_of(array) != shape:
-            raise ValueError(f"{self._name}: {name} must have shape {shape}, got {shape_of(array)}")
+            from fastlinear._advice import for_shape
+            raise ValueError(f"{self._name}: {name} must have shape {shape}, got {shape_of(array)}"
+                             f"{for_shape(name, shape_of(array), shape)}")
         return self.plain(array)
 
     # ---- the memory
@@ -942,6 +959,7 @@ cdef inline run_backward(Layer self, x, grad_output, out, double scale, bint inp
     if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
         x, grad_output = self.taken("x", x), self.taken("grad_output", grad_output)
         self.taken_out(out)
+        self.check_no_scale(out)
         self.check_both(x, grad_output, out, input_grad)
         self.ensure_gradients()
         x, grad_output = self.plain_apart(x), self.plain_apart(grad_output)
@@ -1018,7 +1036,9 @@ cdef cnp.ndarray floating(str function, value):
             Py_INCREF(dtype)        # PyArray_FromArray takes it over
             return PyArray_FromArray(
                 array, dtype, cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_ENSUREARRAY)
-    raise TypeError(f"{function}: x has dtype {dtype_of(array)}, which does not cast safely to float32 or float64")
+    from fastlinear._advice import for_cast
+    raise TypeError(f"{function}: x has dtype {dtype_of(array)}, which does not cast safely to float32 or float64"
+                    f"{for_cast('x', None if array is value else value, dtype_of(array), dtype, '')}")
 
 
 cdef int check_activated(str function, int kind, cnp.ndarray x, out) except -1:

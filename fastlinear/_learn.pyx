@@ -250,7 +250,9 @@ cdef class Learner(Layer):
         cdef Task task
         self.check_bound()
         if known is None:
-            raise ValueError(f"{self._name}: loss must be one of {', '.join(KINDS)}, got {loss!r}")
+            from fastlinear._advice import for_loss
+            raise ValueError(f"{self._name}: loss must be one of {', '.join(KINDS)}, got {loss!r}"
+                             f"{for_loss(loss, KINDS)}")
         task.loss = <Loss> <int> known
         if (type(lr) is float and PyArray_CheckExact(X) and cnp.PyArray_NDIM(<cnp.ndarray> X) == 1
                 and PyLong_CheckExact(batch_size) and batch_size == 1 and type(l2) is float and l2 == 0
@@ -332,13 +334,13 @@ cdef class Learner(Layer):
                              f"for one row, got shape {shape_of(x)}")
         one = cnp.PyArray_NDIM(x) == 1
         rows = 1 if one else cnp.PyArray_DIMS(x)[0]
-        targets = self.columns("y", targets, rows, one, outs)
+        targets = self.columns("y", targets, rows, one, outs, has_labels(task.loss))
         if has_labels(task.loss):
             self.check_range("y", targets, max(self.out_features, 2), "labels")
         else:
             self.check_cast("y", targets)
         if weights is not None:
-            weights = self.columns("sample_weight", weights, rows, one, 1)
+            weights = self.columns("sample_weight", weights, rows, one, 1, False)
             self.check_cast("sample_weight", weights)
         if places is not None:
             if one or cnp.PyArray_NDIM(places) != 1:
@@ -476,6 +478,9 @@ cdef class Learner(Layer):
         """lr as a float64 array, without an axis if it is a number."""
         if cnp.PyArray_Check(lr):
             self._check_mask("lr", lr)
+        if isinstance(lr, str):
+            raise TypeError(f"{self._name}: lr must be a number or one for each batch, got {lr!r}"
+                            + ("; it comes before the loss" if lr in KINDS else ""))
         if isinstance(lr, (int, float, np.generic)) or getattr(lr, "ndim", 1) == 0 or not hasattr(lr, "__len__"):
             return np.array(self.number("lr", lr))
         rates = np.asarray(lr)
@@ -491,14 +496,18 @@ cdef class Learner(Layer):
     cdef cnp.ndarray integers_of(self, str name, value):
         if cnp.PyArray_Check(value):
             self._check_mask(name, value)
-        array = np.asarray(value)
+        from fastlinear.linear import _array
+        array = np.asarray(_array(f"{self._name}: {name}", value))
         if array.size == 0 and not cnp.PyArray_Check(value):
             array = array.astype(np.intp)
         if array.dtype.kind not in ("iu" if name == "order" else "biu"):
-            raise TypeError(f"{self._name}: {name} must be integers, got {array.dtype}")
+            from fastlinear._advice import for_labels
+            raise TypeError(f"{self._name}: {name} must be integers, got {array.dtype}"
+                            + (for_labels(name, array.dtype, array.shape, None) if name == "y" else ""))
         return array
 
-    cdef cnp.ndarray columns(self, str name, cnp.ndarray array, Py_ssize_t rows, bint one, Py_ssize_t outs):
+    cdef cnp.ndarray columns(self, str name, cnp.ndarray array, Py_ssize_t rows, bint one, Py_ssize_t outs,
+                             bint labels):
         """What belongs to the rows as (rows, outs), or (rows,) if it is one number for each."""
         cdef tuple shape = shape_of(array), wanted = (rows, outs)
         cdef bint good
@@ -510,7 +519,9 @@ cdef class Learner(Layer):
             if outs == 1:
                 wanted = (rows,)
         if not good:
-            raise ValueError(f"{self._name}: {name} must have shape {wanted} to match X, got {shape}")
+            from fastlinear._advice import for_targets
+            raise ValueError(f"{self._name}: {name} must have shape {wanted} to match X, got {shape}"
+                             + (for_targets(name, array.dtype, shape, wanted, labels) if name == "y" else ""))
         return np.asarray(array).reshape(rows) if outs == 1 else np.asarray(array).reshape(rows, outs)
 
     cdef int check_range(self, str name, cnp.ndarray array, Py_ssize_t stop, str what) except -1:
@@ -530,4 +541,6 @@ cdef class Learner(Layer):
         if not len(places):     # another thread has written to it meanwhile
             raise self.changed()
         place, value = places[0], array[places[0]]
-        raise ValueError(f"{self._name}: {name} must be {what} from 0 to {stop - 1}, got {value} at {place}")
+        from fastlinear._advice import for_signs
+        raise ValueError(f"{self._name}: {name} must be {what} from 0 to {stop - 1}, got {value} at {place}"
+                         + (for_signs(name, value, stop) if name == "y" else ""))

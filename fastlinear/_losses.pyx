@@ -18,7 +18,7 @@ from fastlinear._table cimport HINGE, HUBER, LOG_LOSS, SQUARED_ERROR, Elementwis
 
 import numpy as np
 
-from fastlinear.linear import _array, _check_mask, _rounded
+from fastlinear.linear import _array, _check_cast, _check_mask, _rounded
 
 cnp.import_array()
 
@@ -122,7 +122,9 @@ cdef cnp.ndarray taken_output(str name, value):
     except TypeError:
         dtype = None
     if dtype != np.float32 and dtype != np.float64:
-        raise TypeError(f"{name} must have a dtype that casts safely to float32 or float64, got {array.dtype}")
+        from fastlinear._advice import for_cast
+        raise TypeError(f"{name} must have a dtype that casts safely to float32 or float64, got {array.dtype}"
+                        f"{for_cast(name, value, array.dtype, np.dtype(np.float64), '')}")
     if array.ndim == 0:
         raise ValueError(f"{name} must have at least one axis, got shape ()")
     return np.require(array, dtype, ["C", "A", "E"])
@@ -132,11 +134,11 @@ cdef cnp.ndarray taken_target(str name, value, cnp.ndarray output):
     array = np.asarray(_array(name, value))
     if isinstance(value, (list, tuple, int, float)) and array.dtype.kind in "biuf":
         array = _rounded(name, array, dtype_of(output))
-    if not np.can_cast(array.dtype, dtype_of(output), "safe"):
-        raise TypeError(f"{name} has dtype {array.dtype}, which does not cast safely to the output's "
-                        f"{dtype_of(output)}; convert it with astype({dtype_of(output)})")
+    _check_cast(name, array.dtype, dtype_of(output), "the output's", value)
     if array.shape != shape_of(output):
-        raise ValueError(f"{name} must have shape {shape_of(output)} as the output, got {array.shape}")
+        from fastlinear._advice import for_shape
+        raise ValueError(f"{name} must have shape {shape_of(output)} as the output, got {array.shape}"
+                         f"{for_shape(name, array.shape, shape_of(output))}")
     return np.require(array, dtype_of(output), ["C", "A", "E"])
 
 
@@ -145,10 +147,14 @@ cdef cnp.ndarray taken_labels(str name, value, cnp.ndarray scores):
     if array.size == 0 and isinstance(value, (list, tuple)):
         array = array.astype(np.int64)
     if array.dtype.kind not in "biu":
-        raise TypeError(f"{name} must be integers or bools, got dtype {array.dtype}")
+        from fastlinear._advice import for_labels
+        raise TypeError(f"{name} must be integers or bools, got dtype {array.dtype}"
+                        f"{for_labels(name, array.dtype, array.shape, shape_of(scores))}")
     if array.shape != rows_shape(scores):
+        from fastlinear._advice import for_labels
         raise ValueError(f"{name} must have shape {rows_shape(scores)}, one for each row of scores of shape "
-                         f"{shape_of(scores)}, got {array.shape}")
+                         f"{shape_of(scores)}, got {array.shape}"
+                         f"{for_labels(name, array.dtype, array.shape, shape_of(scores))}")
     if array.dtype.kind == "u" and array.dtype.itemsize == 8:
         large = array > np.iinfo(np.int64).max
         if large.any():
@@ -182,7 +188,9 @@ cdef object out_of_range(str name, label, Py_ssize_t place, cnp.ndarray scores):
     if columns == 1:
         wanted = "0 or 1 for one output"
     row = ", ".join(map(str, np.unravel_index(place, axes))) if axes else ""
-    return ValueError(f"{name} must be {wanted}, got {label}" + (f" in row {row}" if axes else ""))
+    from fastlinear._advice import for_signs
+    return ValueError(f"{name} must be {wanted}, got {label}" + (f" in row {row}" if axes else "")
+                      + for_signs(name, label, 2 if columns == 1 else columns))
 
 
 # ---- the calls

@@ -469,7 +469,8 @@ cdef class Network(Model):
 
     cdef int check_tape(self, tape) except -1:
         if not isinstance(tape, Tape):
-            raise TypeError(f"{self._name}: tape must be a Tape, which record() gives, got {type(tape).__name__}")
+            raise TypeError(f"{self._name}: tape must be a Tape, which record() gives, got {type(tape).__name__}"
+                            + ("; tape = net.record(x)" if cnp.PyArray_Check(tape) else ""))
         if (<Tape> tape).net is not self:
             raise ValueError(f"{self._name}: the tape must be one that this net has recorded, got {tape!r}")
         return 0
@@ -613,6 +614,8 @@ cdef class Network(Model):
         if not self.can_go_back(&p, t, grad_output, gx, input_grad, updates):
             grad_output = self.taken("grad_output", grad_output)
             self.taken_out(out)
+            if not updates:
+                self.check_no_scale(out)
             self.check_rows("grad_output", grad_output, self.out_features)
             if not t.is_for(grad_output):
                 raise ValueError(f"{self._name}: grad_output must have shape {t.output_shape()} to match the tape, "
@@ -818,15 +821,17 @@ cdef int check_parts(str name, tuple parts, list layers, list kinds) except -1:
             before = layer
         elif isinstance(part, str):
             if part not in ACTIVATIONS[1:]:
+                from fastlinear._advice import for_part
                 raise ValueError(f"{name}: part {place} must be a Linear or the name of an activation, one of {known}, "
-                                 f"got {part!r}")
+                                 f"got {part!r}{for_part(part)}")
             if not kinds or kinds[-1] != IDENTITY:
                 raise ValueError(f"{name}: an activation must follow a Linear, and part {place}, {part!r}, "
                                  + ("is the first" if not kinds else f"follows {ACTIVATIONS[kinds[-1]]!r}"))
             kinds[-1] = ACTIVATIONS.index(part)
         else:
+            from fastlinear._advice import for_part
             raise TypeError(f"{name}: part {place} must be a Linear or the name of an activation ({known}), "
-                            f"got {type(part).__name__}")
+                            f"got {type(part).__name__}{for_part(part)}")
     if not layers:
         raise ValueError(f"{name}: there must be a Linear among the parts, got {parts!r}")
     return 0

@@ -48,7 +48,9 @@ cdef tuple layers_of(str caller, model):
             if not any([layer is known for known in layers]):
                 layers.append(layer)
         if not layers:
-            raise TypeError(f"{caller}: model must be a Linear or a Sequential, got {type(model).__name__}")
+            from fastlinear._advice import for_model
+            raise TypeError(f"{caller}: model must be a Linear or a Sequential, got {type(model).__name__}"
+                            f"{for_model(model)}")
     for layer in layers:
         (<Layer> layer).check_bound()
     return tuple(layers)
@@ -442,12 +444,16 @@ def clip_grad_norm(model, max_norm, error_if_nonfinite=False):
 def real_number(str name, value):
     """value as a float, for which it is asked once."""
     import operator
-    if isinstance(value, (cnp.ndarray, cnp.generic)) and value.dtype.kind == "c":
+    if isinstance(value, cnp.ndarray) and (value.ndim or value.dtype.kind == "c"):
+        from fastlinear._advice import came
+        raise TypeError(f"{name} must be a real number, got {came(value)}")
+    if isinstance(value, cnp.generic) and value.dtype.kind == "c":
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
     try:
         return float(operator.index(value) if isinstance(value, int) else value.__float__())
     except (TypeError, AttributeError):
-        raise TypeError(f"{name} must be a real number, got {type(value).__name__}") from None
+        from fastlinear._advice import came
+        raise TypeError(f"{name} must be a real number, got {came(value)}") from None
     except OverflowError:
         raise ValueError(f"{name} must be finite, got an integer beyond float64") from None
 

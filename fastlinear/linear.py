@@ -11,7 +11,7 @@ import operator
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from fastlinear._layer import zeros
 from fastlinear._learn import Learner
 
 if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
+    from types import ModuleType
+
     import torch
     from numpy.typing import ArrayLike, DTypeLike, NDArray
     from typing_extensions import Self
@@ -30,9 +32,13 @@ _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def _layer_dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    wanted = np.dtype(dtype)
-    if wanted not in _DTYPES:
-        raise TypeError(f"Linear: dtype must be float32 or float64, got {wanted}")
+    try:
+        wanted = None if dtype is None else np.dtype(dtype)  # NumPy takes None as float64
+    except TypeError:  # and PyTorch's not at all
+        wanted = None
+    if wanted is None or wanted not in _DTYPES:  # None would be equal to float64
+        got = _advice().came(dtype) if wanted is None else wanted
+        raise TypeError(f"Linear: dtype must be float32 or float64, got {got}{_advice().for_dtype(dtype)}")
     return wanted
 
 
@@ -40,12 +46,21 @@ def _size(name: str, value: Any) -> int:
     try:
         size = operator.index(value)
     except TypeError:
-        raise TypeError(f"Linear: {name} must be an integer, got {type(value).__name__} {value!r}") from None
+        raise TypeError(
+            f"Linear: {name} must be an integer, got {type(value).__name__} {value!r}{_advice().for_size(value)}"
+        ) from None
     if size < 0:
         raise ValueError(f"Linear: {name} must not be negative, got {size}")
     if size > sys.maxsize:
         raise ValueError(f"Linear: {name} must be at most {sys.maxsize}, got {size}")
     return size
+
+
+def _has_bias(bias: Any) -> bool:
+    """What True and False say. Any other object could be true or false by accident, or by what it runs."""
+    if type(bias) is bool or type(bias) is np.bool_:
+        return bool(bias)
+    raise TypeError(f"Linear: bias must be True or False, got {_advice().came(bias)}{_advice().for_bias(bias)}")
 
 
 class Arguments:
@@ -61,7 +76,9 @@ class Arguments:
         name = f"{self._name}: {name}"
         array = np.asarray(_array(name, value))
         if isinstance(value, (list, tuple, int, float)) and array.dtype.kind in "biuf":
-            array = _rounded(name, array, self.dtype)
+            return _rounded(name, array, self.dtype)
+        if array.dtype is not self.dtype:
+            _check_cast(name, array.dtype, self.dtype, "the model's", value)
         return array
 
     def _check_mask(self, name: str, value: Any) -> None:
@@ -69,13 +86,15 @@ class Arguments:
 
     def _number(self, name: str, value: Any) -> float:
         """value as a float, for which it is asked once. NumPy would only warn when it drops an imaginary part."""
-        if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind == "c":
+        if isinstance(value, np.generic) and value.dtype.kind == "c":
             raise TypeError(f"{self._name}: {name} must be a real number, got {type(value).__name__}")
         self._check_mask(name, value)
+        if isinstance(value, np.ndarray) and (value.ndim or value.dtype.kind == "c"):
+            raise TypeError(f"{self._name}: {name} must be a real number, got {_advice().came(value)}")
         try:
             return float(operator.index(value) if isinstance(value, int) else value.__float__())
         except (TypeError, AttributeError):
-            raise TypeError(f"{self._name}: {name} must be a real number, got {type(value).__name__}") from None
+            raise TypeError(f"{self._name}: {name} must be a real number, got {_advice().came(value)}") from None
         except OverflowError:
             raise ValueError(f"{self._name}: {name} must fit {self.dtype}, got an integer beyond it") from None
 
@@ -103,9 +122,9 @@ class Linear(Arguments, Learner):
     in_features, out_features : int
         Sizes of the last axis of x and of y; 0 is allowed.
     bias : bool
-        Whether there is a b.
+        Whether there is a b: True or False, and nothing else.
     dtype : float32 or float64
-        Of the parameters, the inputs and the outputs.
+        Of the parameters, the inputs and the outputs. This and rng come by keyword.
     rng : None, int or numpy.random.Generator
         Seed or source of the initial parameters: uniform in ±1/sqrt(in_features), as in Torch7 and PyTorch.
 
@@ -124,12 +143,17 @@ class Linear(Arguments, Learner):
         in_features: int,
         out_features: int,
         bias: bool = True,
+        *by_position: NoReturn,  # which an error answers that names the keywords
         dtype: DTypeLike = np.float32,
         rng: int | np.random.Generator | None = None,
     ) -> None:
         shape = _size("out_features", out_features), _size("in_features", in_features)
+        with_bias = _has_bias(bias)
+        if by_position:
+            example = f"Linear({shape[1]}, {shape[0]}, {with_bias}, dtype=np.float32, rng=0)"
+            raise TypeError(f"Linear: dtype and rng come by keyword, as in {example}")
         kind = _layer_dtype(dtype)
-        self._bind(zeros(shape, kind), zeros(shape[:1], kind) if bias else None)
+        self._bind(zeros(shape, kind), zeros(shape[:1], kind) if with_bias else None)
         self.reset(rng)
 
     @classmethod
@@ -152,17 +176,25 @@ class Linear(Arguments, Learner):
             w = w.astype(np.float32)
         dtype = w.dtype.newbyteorder("=")
         if dtype not in _DTYPES:
-            raise TypeError(f"from_weights: weight must be float32 or float64, got {w.dtype}")
+            raise TypeError(
+                f"from_weights: weight must be float32 or float64, got {w.dtype}{_advice().for_weights(w.dtype)}"
+            )
         if w.ndim != 2:
             raise ValueError(f"from_weights: weight must have shape (out_features, in_features), got {w.shape}")
         b = None
+        if type(bias) is bool:
+            raise TypeError(f"from_weights: bias must be an array of shape {w.shape[:1]}, or None, got {bias}")
         if bias is not None:
             b = np.asarray(_array("from_weights: bias", bias))
             if not isinstance(bias, (np.ndarray, np.generic)) and b.dtype.kind in "biuf":
                 b = _rounded("from_weights: bias", b, dtype)
             _check_cast("from_weights: bias", b.dtype, dtype)
             if b.shape != w.shape[:1]:
-                raise ValueError(f"from_weights: bias must have shape {w.shape[:1]} to match weight, got {b.shape}")
+                turned = "; weight is (out_features, in_features), and weight.T would fit"
+                raise ValueError(
+                    f"from_weights: bias must have shape {w.shape[:1]} to match weight, got {b.shape}"
+                    + (turned if b.shape == w.shape[1:] else "")
+                )
         if copy:
             w = _filled(w, dtype)
             b = None if b is None else _filled(b, dtype)
@@ -226,7 +258,14 @@ class Linear(Arguments, Learner):
             bound = self._number("stdv", stdv) * 3**0.5
             if not 0 <= 2 * bound <= float(np.finfo(self.dtype).max):
                 raise ValueError(f"{self._name}: stdv must be finite and not negative, got {stdv!r}")
-        generator = np.random.default_rng(rng)
+        try:
+            generator = np.random.default_rng(rng)
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(
+                f"{self._name}: rng must be a seed (an integer that is not negative), a numpy.random.Generator or "
+                f"None, got {_advice().came(rng)}"
+            ) from error
         values = [None if p is None else generator.random(p.shape, self.dtype) for p in (weight, bias)]
         for value in values:
             if value is not None:
@@ -253,10 +292,15 @@ class Linear(Arguments, Learner):
         True
         """
         if not isinstance(state, Mapping):
-            raise TypeError(f"{self._name}: the state must be a mapping, got {type(state).__name__}")
+            raise TypeError(
+                f"{self._name}: the state must be a mapping, got {type(state).__name__}{_advice().for_state(state)}"
+            )
         names = ["weight"] if self.bias is None else ["bias", "weight"]
         if set(state) != set(names):
-            raise ValueError(f"{self._name}: the state must have the keys {names}, got {sorted(map(str, state))}")
+            raise ValueError(
+                f"{self._name}: the state must have the keys {names}, got {sorted(map(str, state))}"
+                f"{_advice().for_keys(names, state)}"
+            )
         weight = self._values("weight", state["weight"])
         self._store(weight, self._values("bias", state["bias"]) if "bias" in names else None)
 
@@ -281,7 +325,7 @@ class Linear(Arguments, Learner):
         """
         if not isinstance(prefix, str):
             raise TypeError(f"{cls.__name__}.load: prefix must be a str, got {type(prefix).__name__}")
-        path = os.fspath(path)
+        path = _files.as_text(path)
         weight, bias = f"{prefix}weight", f"{prefix}bias"
         state = _files.load(path, [weight], [bias], others=bool(prefix))
         with _files.naming(path):
@@ -333,6 +377,13 @@ class Linear(Arguments, Learner):
             raise ValueError(f"{self._name}: {name} was made read-only (flags.writeable = False), so it cannot change")
 
 
+def _advice() -> ModuleType:
+    """What an error may add."""
+    from fastlinear import _advice
+
+    return _advice
+
+
 def _check_mask(name: str, value: Any) -> None:
     if isinstance(value, np.ndarray) and type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be lost; fill it with filled(value)")
@@ -350,11 +401,19 @@ def _array(name: str, value: Any) -> Array:
             except (BufferError, RuntimeError, TypeError, AttributeError):
                 if not hasattr(value, "__array__"):
                     raise
-        return np.asarray(value)
+        array = np.asarray(value)
     except (BufferError, RuntimeError, TypeError) as error:
-        raise TypeError(f"{name} cannot be read as an array: {type(value).__name__}: {error}") from error
+        hint = _advice().for_unreadable(name, value)
+        raise TypeError(f"{name} cannot be read as an array: {type(value).__name__}: {error}{hint}") from error
     except ValueError as error:
-        raise ValueError(f"{name} cannot be read as an array: {error}") from error
+        raise ValueError(f"{name} cannot be read as an array: {error}{_advice().for_sequence(value)}") from error
+    if (
+        array.dtype.kind in "OSU"
+        and (array.ndim == 0 or not (isinstance(value, (list, tuple)) or hasattr(value, "__array__")))
+        and not isinstance(value, int)  # which may be too large for NumPy
+    ):
+        raise TypeError(f"{name} must be an array of numbers, got {_advice().came(value)}{_advice().for_array(value)}")
+    return array
 
 
 def _checked(memory: Iterable[Any]) -> list[Array | None]:
@@ -384,11 +443,15 @@ def _rounded(name: str, values: Array, dtype: np.dtype[Any]) -> Array:
     return array
 
 
-def _check_cast(name: str, came: np.dtype[Any], wanted: np.dtype[Any]) -> None:
+def _check_cast(
+    name: str, came: np.dtype[Any], wanted: np.dtype[Any], owner: str = "the layer's", value: Any = None
+) -> None:
+    """Whether an array's dtype casts safely to that of a layer, a net or another argument, the owner. value is what the
+    array was made of, if it was."""
     if not np.can_cast(came, wanted, "safe"):
         raise TypeError(
-            f"{name} has dtype {came}, which does not cast safely to the layer's {wanted}; convert it with "
-            f"astype({wanted}) or use a layer of another dtype"
+            f"{name} has dtype {came}, which does not cast safely to {owner} {wanted}"
+            f"{_advice().for_cast(name, value, came, wanted, owner)}"
         )
 
 

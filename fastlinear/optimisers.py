@@ -112,7 +112,10 @@ class _PyTorchForm(Optimiser):
         who = type(self).__name__
         shapes = self._shapes()
         if not isinstance(state_dict, Mapping):
-            raise TypeError(f"{who}: the state must be a mapping, got {type(state_dict).__name__}")
+            from fastlinear._advice import for_state
+
+            kind = type(state_dict).__name__
+            raise TypeError(f"{who}: the state must be a mapping, got {kind}{for_state(state_dict)}")
         if set(state_dict) != {"state", "param_groups"}:
             raise ValueError(
                 f"{who}: the state must have the keys ['param_groups', 'state'], got {sorted(map(str, state_dict))}"
@@ -277,7 +280,8 @@ class SGD(_PyTorchForm, SGDBase):
         momentum, weight_decay = (self._not_negative(name, settings[name]) for name in ("momentum", "weight_decay"))
         nesterov = settings["nesterov"]
         if not isinstance(nesterov, (bool, np.bool_)):
-            raise TypeError(f"{self._named('nesterov')} must be True or False, got {nesterov!r}")
+            keyword = f"; weight_decay comes after it, weight_decay={nesterov}" if type(nesterov) is float else ""
+            raise TypeError(f"{self._named('nesterov')} must be True or False, got {nesterov!r}{keyword}")
         if nesterov and not momentum:
             raise ValueError(f"{type(self).__name__}: nesterov needs a momentum, got 0")
         return {"lr": lr, "momentum": momentum, "nesterov": bool(nesterov), "weight_decay": weight_decay}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastlinear import _files
 from fastlinear._network import Network
-from fastlinear.linear import Arguments, Linear, _layer_dtype
+from fastlinear.linear import Arguments, Linear, _advice, _layer_dtype
 
 if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
     import torch
@@ -105,11 +105,15 @@ class Sequential(Arguments, Network):
         ValueError, an unsafe dtype a TypeError, and then nothing has changed.
         """
         if not isinstance(state, Mapping):
-            raise TypeError(f"{self._name}: the state must be a mapping, got {type(state).__name__}")
+            raise TypeError(
+                f"{self._name}: the state must be a mapping, got {type(state).__name__}{_advice().for_state(state)}"
+            )
         wanted = self.state_dict()
         if set(state) != set(wanted):
             expected, got = list(wanted), sorted(map(str, state))
-            raise ValueError(f"{self._name}: the state must have the keys {expected}, got {got}")
+            raise ValueError(
+                f"{self._name}: the state must have the keys {expected}, got {got}{_advice().for_keys(wanted, state)}"
+            )
         values: list[tuple[Array, Array | None]] = []
         for prefix, layer in self._named_layers():
             with self._naming(prefix):
@@ -144,7 +148,7 @@ class Sequential(Arguments, Network):
         A damaged file, one whose arrays do not match its parts, and one that does not say what its parts are (a
         Linear's, or another program's), is a ValueError or TypeError that says what is wrong.
         """
-        path = os.fspath(path)
+        path = _files.as_text(path)
         parts: list[str] = []
 
         def names(note: str | None) -> tuple[list[str], list[str]]:

@@ -30,8 +30,10 @@ try:
     from sklearn.utils.validation import check_is_fitted, validate_data
     from tqdm import tqdm
 except ImportError as error:
+    from fastlinear._advice import missing
+
     raise ImportError(
-        f"fastlinear.sklearn needs scikit-learn 1.6 or newer and tqdm: pip install 'fastlinear[sklearn]' ({error})"
+        missing("fastlinear.sklearn", "scikit-learn 1.6 or newer and tqdm", "scikit-learn tqdm", "sklearn", error)
     ) from error
 
 from fastlinear.linear import Linear

@@ -19,7 +19,9 @@ import numpy as np
 try:
     import torch
 except ImportError as error:
-    raise ImportError("fastlinear.torch needs PyTorch: pip install 'fastlinear[torch]'") from error
+    from fastlinear._advice import missing
+
+    raise ImportError(missing("fastlinear.torch", "PyTorch", "torch", "torch", error)) from error
 from torch import nn
 from torch.nn import functional
 
@@ -315,7 +317,8 @@ def _tensors(*arrays: Array | None) -> tuple[Tensor | None, ...]:
 def parameters_of(module: torch.nn.Linear) -> tuple[Array, Array | None]:
     """The memory of weight and bias, for Linear.from_torch."""
     if not isinstance(module, torch.nn.Linear):
-        raise TypeError(f"from_torch: the module must be a torch.nn.Linear, got {type(module).__name__}")
+        hint = "; Sequential.from_torch takes it" if isinstance(module, nn.Sequential) else ""
+        raise TypeError(f"from_torch: the module must be a torch.nn.Linear, got {type(module).__name__}{hint}")
     if isinstance(module.weight, torch.nn.parameter.UninitializedParameter):
         raise ValueError("from_torch: the module has no parameters yet; call it once")
     weight = _array("from_torch: weight", module.weight)

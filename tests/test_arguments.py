@@ -325,9 +325,9 @@ def bad_arrays(features, dtype):
     yield "structured", np.zeros((5, features), "f4,f4"), TypeError, of_float
     yield "list of complex", [[1j] * features] * 5, TypeError, "complex"
     yield "list of strings", [["1"] * features] * 5, TypeError, "<U1"
-    yield "text", "1234567", TypeError, "<U7"
-    yield "None", None, TypeError, "object"
-    yield "dict", {}, TypeError, "object"
+    yield "text", "1234567", TypeError, "must be an array of numbers, got str '1234567'"
+    yield "None", None, TypeError, "must be an array of numbers, got None"
+    yield "dict", {}, TypeError, "must be an array of numbers, got dict"
     yield "DLPack of a wider dtype", DLPackOnly(np.ones((5, features), np.complex128)), TypeError, "complex128"
     yield "__array__ of a wrong shape", ArrayOnly(np.ones((5, features + 1), dtype)), ValueError, expected
     if dtype == np.float32:
@@ -530,7 +530,7 @@ BAD_WEIGHTS = {
     "integers": ((np.ones((4, 5), int),), TypeError, "weight must be float32 or float64, got int64"),
     "complex": ((np.ones((4, 5), complex),), TypeError, "got complex128"),
     "object": ((np.ones((4, 5), object),), TypeError, "got object"),
-    "None": ((None,), TypeError, "got object"),
+    "None": ((None,), TypeError, "must be an array of numbers, got None"),
     "ragged": (([[1.0], [1.0, 2.0]],), ValueError, "inhomogeneous"),
     "bias of in_features": ((np.ones((4, 5)), np.ones(5)), ValueError, r"bias must have shape \(4,\).*, got \(5,\)"),
     "bias 2-D": ((np.ones((4, 5)), np.ones((4, 1))), ValueError, r"got \(4, 1\)"),
@@ -582,7 +582,7 @@ BAD_STATES = {
     "bias too long": (lambda s: s | {"bias": np.ones(OUT + 1)[:].astype("f4")}, ValueError, r"bias must have shape .*"),
     "bias complex": (lambda s: s | {"bias": s["bias"] * 1j}, TypeError, "bias has dtype complex"),
     "bias object": (lambda s: s | {"bias": s["bias"].astype(object)}, TypeError, "bias has dtype object"),
-    "bias None": (lambda s: s | {"bias": None}, TypeError, "bias has dtype object"),
+    "bias None": (lambda s: s | {"bias": None}, TypeError, "bias must be an array of numbers, got None"),
     "list": (lambda s: list(s.items()), TypeError, "must be a mapping, got list"),
     "None": (lambda s: None, TypeError, "must be a mapping, got NoneType"),
 }

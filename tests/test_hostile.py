@@ -552,7 +552,6 @@ TURNS = {
     "verify: grad_output": (ARRAYS, "g", lambda v, e: fastlinear.verify(v.layer, v.x, e)),
     "Linear: in_features": (NUMBERS, 3, lambda v, e: Linear(e, 2)),
     "Linear: out_features": (NUMBERS, 3, lambda v, e: Linear(2, e)),
-    "Linear: bias": (NUMBERS, 1, lambda v, e: Linear(2, 2, e)),
     "Linear: dtype": ([Evil, EvilDtype], "f8", lambda v, e: Linear(2, 2, dtype=e)),
     "Linear: rng": ([evil_generator, *NUMBERS], 1, lambda v, e: Linear(2, 2, rng=e)),
     "from_weights: weight": (ARRAYS, "w", lambda v, e: Linear.from_weights(e, v.b)(v.x)),

@@ -41,7 +41,7 @@ def assert_same_learning(one, other, x, y, lr, loss, **options):
 
 
 def pair(features, outputs, bias=True, dtype=np.float32, seed=0):
-    return [Linear(features, outputs, bias, dtype, seed) for _ in range(2)]
+    return [Linear(features, outputs, bias, dtype=dtype, rng=seed) for _ in range(2)]
 
 
 def random_point(seed):

@@ -319,9 +319,9 @@ def test_load_state_dict(dtype, bias):
         assert_same_bits(layer.bias, source.bias)
     assert np.all(layer.grad_weight == 3)
     layer.load_state_dict(
-        {name: value.tolist() for name, value in Linear(5, 4, bias, dtype, rng=2).state_dict().items()}
+        {name: value.tolist() for name, value in Linear(5, 4, bias, dtype=dtype, rng=2).state_dict().items()}
     )
-    assert_same_bits(layer.weight, Linear(5, 4, bias, dtype, rng=2).weight)
+    assert_same_bits(layer.weight, Linear(5, 4, bias, dtype=dtype, rng=2).weight)
 
 
 @pytest.mark.parametrize("part", [np.s_[:, 0], np.s_[0]], ids=["column", "row"])

@@ -709,11 +709,12 @@ def test_labels_of_other_types():
 
 
 @pytest.mark.parametrize("missing", ["sklearn", "tqdm"])
-def test_the_error_without_scikit_learn_names_the_extra(missing):
+def test_the_error_without_scikit_learn_names_it_and_two_commands(missing):
     result = python(f"import sys; sys.modules[{missing!r}] = None; import fastlinear; import fastlinear.sklearn")
     assert result.returncode == 1
     assert "ImportError: fastlinear.sklearn needs" in result.stderr
-    assert "pip install 'fastlinear[sklearn]'" in result.stderr
+    assert "`pip install scikit-learn tqdm`" in result.stderr
+    assert "`pip install '.[sklearn]'`" in result.stderr
 
 
 def test_the_package_itself_imports_neither():

@@ -595,7 +595,7 @@ def test_rows_do_not_depend_on_their_batch(dtype):
 @pytest.mark.parametrize("copy", [True, False], ids=["copy", "shared"])
 def test_there_and_back(dtype, bias, copy):
     """from_torch and to_torch keep every bit, and copy=False keeps the memory."""
-    layer = fastlinear.Linear(5, 3, bias, dtype, rng=0)
+    layer = fastlinear.Linear(5, 3, bias, dtype=dtype, rng=0)
     module = layer.to_torch(copy=copy)
     assert type(module) is nn.Linear
     assert (module.in_features, module.out_features, module.bias is not None) == (5, 3, bias)
@@ -673,7 +673,8 @@ def test_safetensors_as_a_state_dict(tmp_path):
 
 
 def test_without_pytorch():
-    """Where PyTorch is not installed, the error names the extra."""
+    """Where PyTorch is not installed, the error names it and two commands."""
     run = python("import sys; sys.modules['torch'] = None\nimport fastlinear.torch")
     assert run.returncode == 1
-    assert "ImportError: fastlinear.torch needs PyTorch: pip install 'fastlinear[torch]'" in run.stderr
+    assert "ImportError: fastlinear.torch needs PyTorch: `pip install torch`, or from a checkout of" in run.stderr
+    assert "`pip install '.[torch]'`" in run.stderr
