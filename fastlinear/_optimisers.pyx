@@ -36,6 +36,13 @@ cdef struct Slot:
     bint is_double
 
 
+cdef bint is_in(layer, list layers) noexcept:
+    for known in layers:
+        if layer is known:
+            return True
+    return False
+
+
 cdef tuple layers_of(str caller, model):
     """The layers of a model, each once."""
     cdef list layers = []
@@ -46,7 +53,7 @@ cdef tuple layers_of(str caller, model):
         for layer in given if isinstance(given, (list, tuple)) else ():
             if not isinstance(layer, Layer):
                 raise TypeError(f"{caller}: each of model.layers must be a Linear, got {type(layer).__name__}")
-            if not any([layer is known for known in layers]):
+            if not is_in(layer, layers):
                 layers.append(layer)
         if not layers:
             raise TypeError(f"{caller}: model must be a Linear or a Sequential, got {type(model).__name__}")
@@ -219,7 +226,8 @@ cdef class Optimiser:
             if layer.b is not None:
                 found.append([layer.b.view(), layer.grad_b.view()])
         for n, buffers in enumerate(self.own_buffers()):
-            found[n] += [buffer.reshape(-1) for buffer in buffers]
+            for buffer in buffers:
+                found[n].append(buffer.reshape(-1))
         return found
 
     cdef list shapes(self):
