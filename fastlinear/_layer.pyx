@@ -188,7 +188,7 @@ cdef void end(Work* work) noexcept:
 # ---- looking at arrays
 
 cdef tuple tuple_of(const cnp.npy_intp* numbers, int count):
-    """Not by a comprehension, here or in any other .pyx: where memory runs out, those of Cython 3.3 free an item twice."""
+    """Not by a comprehension, here or in any other .pyx: without memory, those of Cython 3.3 free an item twice."""
     cdef list found = []
     cdef int n
     for n in range(count):
