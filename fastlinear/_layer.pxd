@@ -76,6 +76,7 @@ cdef inline bint same_batch_shape(cnp.ndarray a, cnp.ndarray b) noexcept:
     return True
 
 
+cdef tuple tuple_of(const cnp.npy_intp* numbers, int count)
 cdef tuple shape_of(cnp.ndarray a)
 cdef tuple result_shape(cnp.ndarray x, Py_ssize_t features)
 cdef cnp.dtype dtype_of(cnp.ndarray a)

@@ -187,13 +187,22 @@ cdef void end(Work* work) noexcept:
 
 # ---- looking at arrays
 
+cdef tuple tuple_of(const cnp.npy_intp* numbers, int count):
+    """Not by a comprehension, here or in any other .pyx: without memory, those of Cython 3.3 free an item twice."""
+    cdef list found = []
+    cdef int n
+    for n in range(count):
+        found.append(numbers[n])
+    return tuple(found)
+
+
 cdef tuple shape_of(cnp.ndarray a):
-    return tuple([cnp.PyArray_DIMS(a)[axis] for axis in range(cnp.PyArray_NDIM(a))])
+    return tuple_of(cnp.PyArray_DIMS(a), cnp.PyArray_NDIM(a))
 
 
 cdef tuple result_shape(cnp.ndarray x, Py_ssize_t features):
     """x's shape, but for the last axis."""
-    return (*[cnp.PyArray_DIMS(x)[axis] for axis in range(cnp.PyArray_NDIM(x) - 1)], features)
+    return tuple_of(cnp.PyArray_DIMS(x), cnp.PyArray_NDIM(x) - 1) + (features,)
 
 
 cdef bint has_features(cnp.ndarray a, Py_ssize_t features) noexcept:

@@ -13,7 +13,7 @@ from libc.stdint cimport int64_t
 
 from fastlinear._layer cimport (
     PyArray_CheckExact, PyArray_ISCARRAY, PyArray_ISCARRAY_RO, Span, Work, apart, dtype_of, elementwise_module,
-    elementwise_of, end, release_gil, rows_of, shape_of)
+    elementwise_of, end, release_gil, rows_of, shape_of, tuple_of)
 from fastlinear._table cimport HINGE, HUBER, LOG_LOSS, SQUARED_ERROR, Elementwise, Loss
 
 import numpy as np
@@ -111,7 +111,7 @@ cdef cnp.ndarray empty_like(cnp.ndarray a):
 
 cdef tuple rows_shape(cnp.ndarray a):
     """The shape without the last axis."""
-    return tuple([cnp.PyArray_DIMS(a)[axis] for axis in range(cnp.PyArray_NDIM(a) - 1)])
+    return tuple_of(cnp.PyArray_DIMS(a), cnp.PyArray_NDIM(a) - 1)
 
 
 cdef cnp.ndarray taken_output(str name, value):

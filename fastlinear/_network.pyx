@@ -19,7 +19,7 @@ from libc.string cimport memmove, memset
 from fastlinear._layer cimport (
     WORTH_A_THREAD, Layer, Memory, Model, Pass, Span, Work, apart, begin, delivered, elementwise_module,
     elementwise_of, end, kernel_module, kernels_of, load_int, new_memory, release_gil, rows_of, same_batch_shape,
-    shape_of, view_of)
+    shape_of, tuple_of, view_of)
 from fastlinear._table cimport GELU, IDENTITY, SCRATCH_BYTES, SILU, SOFTMAX, Elementwise, Kernels
 
 from fastlinear.reference import ACTIVATIONS
@@ -261,7 +261,7 @@ cdef class Tape:
         return f"<Tape of {self.net._name}: output of shape {self.output_shape()}>"
 
     cdef tuple output_shape(self):
-        return tuple([self.shape[axis] for axis in range(self.ndim)])
+        return tuple_of(self.shape, self.ndim)
 
     cdef bint is_for(self, cnp.ndarray x) noexcept:
         """Whether x has the batch shape of the tape."""

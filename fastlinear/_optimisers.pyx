@@ -8,7 +8,8 @@ an optimiser ever moves or gives back. The arithmetic is in _optimiser.h.
 """
 cimport cython
 cimport numpy as cnp
-from libc.math cimport INFINITY, isfinite, pow, sqrt
+from libc.float cimport DBL_MAX, FLT_MAX
+from libc.math cimport INFINITY, fabs, isfinite, pow, sqrt
 from libc.string cimport memmove, memset
 
 from fastlinear._layer cimport (
@@ -35,6 +36,13 @@ cdef struct Slot:
     bint is_double
 
 
+cdef bint is_in(layer, list layers) noexcept:
+    for known in layers:
+        if layer is known:
+            return True
+    return False
+
+
 cdef tuple layers_of(str caller, model):
     """The layers of a model, each once."""
     cdef list layers = []
@@ -45,7 +53,7 @@ cdef tuple layers_of(str caller, model):
         for layer in given if isinstance(given, (list, tuple)) else ():
             if not isinstance(layer, Layer):
                 raise TypeError(f"{caller}: each of model.layers must be a Linear, got {type(layer).__name__}")
-            if not any([layer is known for known in layers]):
+            if not is_in(layer, layers):
                 layers.append(layer)
         if not layers:
             from fastlinear._advice import for_model
@@ -54,6 +62,27 @@ cdef tuple layers_of(str caller, model):
     for layer in layers:
         (<Layer> layer).check_bound()
     return tuple(layers)
+
+
+cdef list shapes_of(tuple layers):
+    cdef Layer layer
+    cdef list found = []
+    for item in layers:
+        layer = <Layer> item
+        found.append((shape_of(layer.W.view()), layer.dtype))
+        if layer.b is not None:
+            found.append((shape_of(layer.b.view()), layer.dtype))
+    return found
+
+
+cdef int check_buffers(str caller, list shapes, int count, list buffers) except -1:
+    """Whether buffers has so many arrays of each of these shapes and dtypes, or None, for each parameter."""
+    for (shape, dtype), arrays in zip(shapes, buffers, strict=True):
+        for _, array in zip(range(count), arrays, strict=True):
+            if array is not None and not (PyArray_CheckExact(array) and PyArray_ISCARRAY_RO(array)
+                                          and array.shape == shape and array.dtype == dtype):
+                raise ValueError(f"{caller}: the state does not fit the model's parameters")
+    return 0
 
 
 cdef inline Py_ssize_t size_of(Span span, bint is_double) noexcept:
@@ -83,24 +112,29 @@ cdef class Optimiser:
     cdef Py_ssize_t count               # of parameters
     cdef double size                    # elements in all of them
     cdef int buffers                    # for each parameter, at most 2: a subclass says how many its step needs
+    cdef double largest                 # finite number in the dtypes of all parameters
     cdef int has_gradients              # whether the slots say where they are
     cdef double rate
     cdef readonly double weight_decay
     cdef object __weakref__
 
-    def _bind(self, model):
-        """Make the state for this model's layers: arrays of zeros for each parameter. For life."""
+    def _bind(self, model, tuple layers not None, dict numbers, long long steps=0, list buffers=None):
+        """Make the state for the model's layers, which _layers_of() found, for life: what _load() takes, without
+        buffers zeros. Where it fails, the optimiser has no model."""
         cdef Memory memory, slot_memory
         cdef Layer layer
         cdef Slot* slots
         cdef Py_ssize_t count = 0, n = 0
         cdef object nbytes = 0
-        cdef double size = 0
-        layers = layers_of(type(self).__name__, model)
+        cdef double size = 0, largest = DBL_MAX
+        self.check_unbound()
         for layer in layers:
+            layer.check_bound()
             for span in (lines(layer.w_span), lines(layer.b_span)):
                 nbytes += self.buffers * span
             count += 1 if layer.b is None else 2
+            if not layer.is_double:
+                largest = FLT_MAX
         if nbytes > PY_SSIZE_T_MAX - CACHE_LINE:
             raise MemoryError(f"no {nbytes} bytes for the state of {type(self).__name__}")
         memory, slot_memory = new_memory(nbytes), new_memory(count * sizeof(Slot))
@@ -110,16 +144,32 @@ cdef class Optimiser:
             n += place(slots + n, layer.w_span, layer.is_double, self.buffers, &at)
             if layer.b is not None:
                 n += place(slots + n, layer.b_span, layer.is_double, self.buffers, &at)
+        self.check_steps(steps)
+        if buffers is not None:
+            check_buffers(type(self).__name__, shapes_of(layers), self.buffers, buffers)
+            for n in range(count):
+                fill(&slots[n], self.buffers, buffers[n])
         for n in range(count):
             size += slots[n].size
+        self._configure(**numbers)
         with cython.critical_section(self):
-            fresh = self.layers is None
+            fresh = self.layers is None     # another thread may have been faster
             if fresh:
                 self.memory, self.slot_memory, self.slots = memory, slot_memory, slots
-                self.count, self.size, self.model = count, size, model
+                self.count, self.size, self.largest, self.model, self.steps = count, size, largest, model, steps
                 self.layers = layers
         if not fresh:
+            self.check_unbound()
+
+    cdef int check_unbound(self) except -1:
+        if self.layers is not None:
             raise RuntimeError(f"{type(self).__name__} has its model and keeps it; make another optimiser")
+        return 0
+
+    cdef int check_steps(self, long long steps) except -1:
+        if steps < 0:
+            raise ValueError(f"{type(self).__name__}: the steps of the state must not be negative, got {steps}")
+        return 0
 
     cdef int check_bound(self) except -1:
         if self.layers is None:
@@ -154,13 +204,18 @@ cdef class Optimiser:
             step = self.steps
         return step
 
+    cdef int take_back(self) except -1:
+        """The step that began is none."""
+        with cython.critical_section(self):
+            self.steps -= 1
+        return 0
+
     cdef int start(self, Work* work) except -1:
         """begin() for all parameters. Where it fails there was no step."""
         try:
             begin(work, self.size * COST, 0)
         except MemoryError:
-            with cython.critical_section(self):
-                self.steps -= 1
+            self.take_back()
             raise
         return 0
 
@@ -173,23 +228,25 @@ cdef class Optimiser:
             if layer.b is not None:
                 found.append([layer.b.view(), layer.grad_b.view()])
         for n, buffers in enumerate(self.own_buffers()):
-            found[n] += [buffer.reshape(-1) for buffer in buffers]
+            for buffer in buffers:
+                found[n].append(buffer.reshape(-1))
         return found
 
     cdef list shapes(self):
-        cdef Layer layer
-        cdef list found = []
         self.check_bound()
-        for item in self.layers:
-            layer = <Layer> item
-            found.append((shape_of(layer.W.view()), layer.dtype))
-            if layer.b is not None:
-                found.append((shape_of(layer.b.view()), layer.dtype))
-        return found
+        return shapes_of(self.layers)
 
     def _shapes(self):
         """The shape and dtype of each parameter: weight and bias of one layer after another."""
         return self.shapes()
+
+    def _layers_of(self, model):
+        """The layers of a model that an optimiser can have, each once. model.layers is asked for once."""
+        return layers_of(type(self).__name__, model)
+
+    def _shapes_of(self, tuple layers not None):
+        """As _shapes(), of the layers of a model."""
+        return shapes_of(layers)
 
     def _buffers(self):
         """For each parameter the arrays of its state, which are the optimiser's own memory."""
@@ -216,23 +273,13 @@ cdef class Optimiser:
     def _load(self, long long steps, list buffers, dict numbers):
         """Copy a state in, all of it before a signal: arrays of the very shapes and dtypes of _buffers(), which are
         zero where there is None, and what _configure() takes."""
-        if steps < 0:
-            raise ValueError(f"{type(self).__name__}: the steps of the state must not be negative, got {steps}")
-        cdef Slot* slot
         cdef Py_ssize_t n
-        cdef int b
-        cdef list copies
-        for arrays, copies in zip(self.own_buffers(), buffers, strict=True):
-            for array, copy in zip(arrays, copies, strict=True):
-                if copy is not None and not (PyArray_CheckExact(copy) and PyArray_ISCARRAY_RO(copy)
-                                             and copy.shape == array.shape and copy.dtype == array.dtype):
-                    raise ValueError(f"{type(self).__name__}: the state does not fit the model's parameters")
+        self.check_steps(steps)
+        check_buffers(type(self).__name__, self.shapes(), self.buffers, buffers)
         self._configure(**numbers)      # the last that may fail
         with cython.critical_section(self):
             for n in range(self.count):
-                slot, copies = &self.slots[n], buffers[n]
-                for b in range(self.buffers):
-                    fill(slot.buffers[b], copies[b], slot.size * (8 if slot.is_double else 4))
+                fill(&self.slots[n], self.buffers, buffers[n])
             self.steps = steps
 
     @property
@@ -242,7 +289,7 @@ cdef class Optimiser:
 
     @lr.setter
     def lr(self, value):
-        self.rate = self._number("lr", value)
+        self.rate = self._number("lr", value, self.shapes())
 
     def zero_grad(self):
         """Set every layer's gradients to zero. Returns None.
@@ -263,12 +310,15 @@ cdef class Optimiser:
                 end(&work)
 
 
-cdef inline void fill(void* buffer, array, Py_ssize_t nbytes) noexcept:
-    """Copy an array of so many bytes in, or zeros for None. No allocation."""
-    if array is None:
-        memset(buffer, 0, nbytes)
-    else:
-        memmove(buffer, cnp.PyArray_DATA(<cnp.ndarray> array), nbytes)
+cdef inline void fill(Slot* slot, int buffers, list arrays) noexcept:
+    """Copy checked arrays in, or zeros for None. No allocation."""
+    cdef Py_ssize_t nbytes = slot.size * (8 if slot.is_double else 4)
+    cdef int b
+    for b in range(buffers):
+        if arrays[b] is None:
+            memset(slot.buffers[b], 0, nbytes)
+        else:
+            memmove(slot.buffers[b], cnp.PyArray_DATA(<cnp.ndarray> arrays[b]), nbytes)
 
 
 cdef int place(Slot* slot, Span span, bint is_double, int buffers, char** at) except -1:
@@ -342,7 +392,8 @@ cdef class AdamBase(Optimiser):
         parameter −= lr / (1 − β₁ᵗ) · mean / (√square / √(1 − β₂ᵗ) + eps). Weight decay adds weight_decay · parameter to
         g first; AdamW's multiplies the parameter by 1 − lr · weight_decay instead. All of it is one pass over the
         memory.
-        A layer whose weights were made read-only is a ValueError, and then nothing has changed.
+        A layer whose weights were made read-only is a ValueError, and so are numbers of the step that are infinite in a
+        layer's dtype; then nothing has changed.
         """
         cdef Elementwise* single = elementwise_of(False)
         cdef Elementwise* double_ = elementwise_of(True)
@@ -359,6 +410,10 @@ cdef class AdamBase(Optimiser):
             decay = 1 - self.rate * self.weight_decay
         else:
             weight_decay = self.weight_decay
+        if not (rate <= self.largest and fabs(decay) <= self.largest):
+            self.take_back()
+            raise ValueError(f"{type(self).__name__}: lr {self.rate} is too large for step {t} in the model's dtype: "
+                             f"lr / (1 - beta1**{t}) is {rate}, 1 - lr * weight_decay {decay}")
         if single == NULL or double_ == NULL:
             for parameter, gradient, mean, square in self.views():
                 elementwise_module().adam(gradient, rate, beta1, beta2, correction, eps, weight_decay, decay,

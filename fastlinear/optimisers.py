@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
 
     Array = NDArray[Any]
     Settings = dict[str, Any]
+    Shapes = list[tuple[tuple[int, ...], np.dtype[Any]]]
 
 __all__ = ["SGD", "Adam", "AdamW", "clip_grad_norm"]
 
@@ -52,12 +53,18 @@ class _PyTorchForm(Optimiser):
         @property
         def _settings(self) -> Settings: ...
 
-    def _checked(self, settings: Settings) -> Settings:
+    def _checked(self, settings: Settings, shapes: Shapes) -> Settings:
+        """The settings for parameters of these shapes and dtypes."""
         raise NotImplementedError
 
     def _numbers(self, settings: Settings) -> Settings:
         """What _configure() takes, of checked settings."""
         raise NotImplementedError
+
+    def _begin(self, model: Model, settings: Settings) -> None:
+        """What __init__ does. The model comes last, so that an optimiser whose settings are refused has none."""
+        layers = self._layers_of(model)
+        self._bind(model, layers, self._numbers(self._checked(settings, self._shapes_of(layers))))
 
     # ---- numbers
 
@@ -72,11 +79,12 @@ class _PyTorchForm(Optimiser):
             raise ValueError(f"{cls._named(name)} must be finite and not negative, got {value!r}")
         return number
 
-    def _number(self, name: str, value: Any) -> float:
-        """A learning rate."""
-        number = self._not_negative(name, value)
-        if number > _LARGEST_FLOAT32 and any(dtype == np.float32 for _, dtype in self._shapes()):
-            raise ValueError(f"{self._named(name)} must fit float32, got {value!r}")
+    @classmethod
+    def _number(cls, name: str, value: Any, shapes: Shapes) -> float:
+        """What is finite in the dtype of each parameter. Below the smallest it is 0 there, as in PyTorch."""
+        number = cls._not_negative(name, value)
+        if number > _LARGEST_FLOAT32 and any(dtype == np.float32 for _, dtype in shapes):
+            raise ValueError(f"{cls._named(name)} must fit float32, got {value!r}")
         return number
 
     # ---- states
@@ -123,7 +131,7 @@ class _PyTorchForm(Optimiser):
         group, state = self._group_of(state_dict["param_groups"], len(shapes)), state_dict["state"]
         if not isinstance(state, Mapping):
             raise TypeError(f"{who}: the parameters of the state must be a mapping, got {type(state).__name__}")
-        settings = self._settings_of(group)
+        settings = self._settings_of(group, shapes)
         numbers = list(group["params"])
         if surplus := [number for number in state if number not in numbers]:
             raise ValueError(f"{who}: the state has a parameter {surplus[0]!r}, its group has {numbers}")
@@ -156,7 +164,7 @@ class _PyTorchForm(Optimiser):
         group: Mapping[str, Any] = groups[0]
         return group
 
-    def _settings_of(self, group: Mapping[str, Any]) -> Settings:
+    def _settings_of(self, group: Mapping[str, Any], shapes: Shapes) -> Settings:
         who = type(self).__name__
         if missing := [name for name in self._settings if name not in group]:
             raise ValueError(f"{who}: the parameter group of the state lacks {', '.join(missing)}")
@@ -166,7 +174,7 @@ class _PyTorchForm(Optimiser):
                     raise ValueError(f"{who}: {name} must be {self._FIXED[name]} in the state, got {value!r}")
             elif name not in self._settings and name not in _FREE:
                 raise ValueError(f"{who}: the state has an option {name}={value!r} that is not known here")
-        return self._checked({name: group[name] for name in self._settings})
+        return self._checked({name: group[name] for name in self._settings}, shapes)
 
     def _steps_of(self, states: list[Mapping[str, Any]]) -> int:
         """How many steps were taken: the same for all parameters."""
@@ -204,21 +212,22 @@ class _PyTorchForm(Optimiser):
         return type(self).__new__, (type(self),), state
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Take a state of __reduce__. The model comes last, so that an optimiser whose state fails has none."""
         model, settings, steps, buffers, attributes = state
+        layers = self._layers_of(model)
+        shapes = self._shapes_of(layers)
+        numbers = self._numbers(self._checked(settings, shapes))
+        copies = [
+            [self._buffer(a, name, k, *shape) for name, a in zip(self._BUFFERS, arrays, strict=True)]
+            for k, (arrays, shape) in enumerate(zip(buffers, shapes, strict=True))
+        ]
         in_dict, in_slots = attributes if isinstance(attributes, tuple) else (attributes, {})
-        self._bind(model)
-        self._load(
-            steps,
-            [
-                [self._buffer(a, name, k, *shape) for name, a in zip(self._BUFFERS, arrays, strict=True)]
-                for k, (arrays, shape) in enumerate(zip(buffers, self._shapes(), strict=True))
-            ],
-            self._numbers(self._checked(settings)),
-        )
-        if in_dict:
-            self.__dict__.update(in_dict)
-        for name, value in in_slots.items():
-            setattr(self, name, value)
+        if self.model is None:  # or _bind refuses
+            if in_dict:
+                self.__dict__.update(in_dict)
+            for name, value in in_slots.items():
+                setattr(self, name, value)
+        self._bind(model, layers, numbers, steps, copies)
 
     def __repr__(self) -> str:
         if self.model is None:
@@ -248,7 +257,8 @@ class SGD(_PyTorchForm, SGDBase):
         Or anything with ``layers``, a list or tuple of Linears; one that is there twice is one. Its layers are those
         that it had when the optimiser was made.
     lr : float
-        The learning rate; this and the other numbers must be finite and not negative, or a ValueError says so.
+        The learning rate; this and the other numbers must be finite in the layers' dtype and not negative, or a
+        ValueError says so.
     momentum, nesterov, weight_decay : float, bool, float
         See ``step``. nesterov needs a momentum.
     """
@@ -262,9 +272,8 @@ class SGD(_PyTorchForm, SGDBase):
     def __init__(
         self, model: Model, lr: float = 1e-3, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
     ) -> None:
-        self._bind(model)
         settings = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        self._configure(**self._numbers(self._checked(settings)))
+        self._begin(model, settings)
 
     @property
     def _settings(self) -> Settings:
@@ -275,9 +284,10 @@ class SGD(_PyTorchForm, SGDBase):
             "weight_decay": self.weight_decay,
         }
 
-    def _checked(self, settings: Settings) -> Settings:
-        lr = self._number("lr", settings["lr"])
-        momentum, weight_decay = (self._not_negative(name, settings[name]) for name in ("momentum", "weight_decay"))
+    def _checked(self, settings: Settings, shapes: Shapes) -> Settings:
+        lr, momentum, weight_decay = (
+            self._number(name, settings[name], shapes) for name in ("lr", "momentum", "weight_decay")
+        )
         nesterov = settings["nesterov"]
         if not isinstance(nesterov, (bool, np.bool_)):
             keyword = f"; weight_decay comes after it, weight_decay={nesterov}" if type(nesterov) is float else ""
@@ -311,7 +321,8 @@ class Adam(_PyTorchForm, AdamBase):
         Or anything with ``layers``, a list or tuple of Linears; one that is there twice is one. Its layers are those
         that it had when the optimiser was made.
     lr : float
-        The learning rate; this and the other numbers must be finite and not negative, or a ValueError says so.
+        The learning rate; this and the other numbers must be finite in the layers' dtype and not negative, or a
+        ValueError says so.
     betas : (float, float)
         How much of the running means of the gradient and of its square is kept in a step, from 0 up to below 1.
     eps, weight_decay : float
@@ -332,9 +343,8 @@ class Adam(_PyTorchForm, AdamBase):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        self._bind(model)
         settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        self._configure(**self._numbers(self._checked(settings)))
+        self._begin(model, settings)
 
     @property
     def _settings(self) -> Settings:
@@ -345,9 +355,8 @@ class Adam(_PyTorchForm, AdamBase):
             "weight_decay": self.weight_decay,
         }
 
-    def _checked(self, settings: Settings) -> Settings:
-        lr = self._number("lr", settings["lr"])
-        eps, weight_decay = (self._not_negative(name, settings[name]) for name in ("eps", "weight_decay"))
+    def _checked(self, settings: Settings, shapes: Shapes) -> Settings:
+        lr, eps, weight_decay = (self._number(name, settings[name], shapes) for name in ("lr", "eps", "weight_decay"))
         try:
             first, second = settings["betas"]
         except (TypeError, ValueError):

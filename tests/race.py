@@ -1,11 +1,12 @@
 """What several Python threads may do at once, for ThreadSanitizer to watch: python -m tests.race [rounds].
 
-In each round eight threads meet at a new layer and do, in an order of their own,
-    without a lock    all that only reads the layer's parameters, and the first use of its gradients;
+In each round eight threads meet at a new net and its first layer and do, in an order of their own,
+    without a lock    all that only reads the parameters, and the first use of the gradients; each with a tape of its
+                      own; activations and losses of arrays that all of them read;
     under a lock      all that accumulates into its gradients, or copies them, while the others go on reading the
                       parameters;
-    under that lock   all that writes its parameters, after the readers have ended;
-and without a lock everything on a layer of their own, and the settings of the process. docs/reliability.md says the
+    under that lock   all that writes its parameters, after the readers have ended: learn and optimisers, too;
+and without a lock everything on a net of their own, and the settings of the process. docs/reliability.md says the
 same in a table. Each result that does not depend on the others' turns is compared with that of a layer used alone.
 
 .ci/race builds what is committed with ThreadSanitizer, runs this and reads the reports.
@@ -24,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 import fastlinear
-from fastlinear import Linear, Sequential
+from fastlinear import SGD, Adam, AdamW, Linear, Sequential, activations, clip_grad_norm, losses
 
 THREADS = 8
 SIZES = [(5, 4, 1), (64, 64, 3), (70, 300, 8)]
@@ -38,12 +39,29 @@ def inputs(sizes: tuple[int, int, int], dtype: type) -> tuple[np.ndarray, np.nda
     return x.astype(dtype), grad_output.astype(dtype)
 
 
-def reading(layer: Linear, x: np.ndarray, grad_output: np.ndarray) -> dict[str, Callable[[], object]]:
+def net_of(sizes: tuple[int, int, int], dtype: type, seed: int) -> Sequential:
+    """As many features come out as go in, so that x is a gradient, too."""
+    first, second = (Linear(*widths, dtype=dtype, rng=seed) for widths in (sizes[:2], sizes[1::-1]))
+    return Sequential(first, "silu", second, "tanh")
+
+
+def reading(net: Sequential, x: np.ndarray, grad_output: np.ndarray) -> dict[str, Callable[[], object]]:
     """What changes nothing of the layer; each returns what it must be equal to when the layer is used alone."""
-    net = Sequential(layer, "relu")
+    layer, tape, labels = net.layers[0], net.record(x), np.arange(len(x)) % x.shape[1]
+    of_arrays: dict[str, Callable[[], object]] = {
+        name: lambda name=name: getattr(activations, name)(x) for name in activations.NAMES
+    }
     return {
+        **of_arrays,
+        "squared_error": lambda: losses.squared_error(x, np.ones_like(x))[1],
+        "huber": lambda: losses.huber(x, np.ones_like(x))[1],
+        "log_loss": lambda: losses.log_loss(x, labels)[1],
+        "hinge": lambda: losses.hinge(x, labels, np.empty_like(x))[1],
         "net": lambda: net(x),
+        "net, out": lambda: net(x, out=np.empty_like(x)),
         "net, record": lambda: net.record(x).output,
+        "net, record again": lambda: net.record(x, tape).output,
+        "net, attributes": lambda: np.array([len(repr(net)), len(repr(tape)), len(net), len(net.state_dict())]),
         "call": lambda: layer(x),
         "forward": lambda: layer.forward(x, out=np.empty_like(grad_output)),
         "forward, converted": lambda: layer(np.asfortranarray(x)),
@@ -56,12 +74,17 @@ def reading(layer: Linear, x: np.ndarray, grad_output: np.ndarray) -> dict[str, 
     }
 
 
-def accumulating(layer: Linear, x: np.ndarray, grad_output: np.ndarray) -> dict[str, Callable[[], object]]:
+def accumulating(net: Sequential, x: np.ndarray, grad_output: np.ndarray) -> dict[str, Callable[[], object]]:
     """What writes the gradients, or reads them, and reads the parameters."""
-    net = Sequential(layer, "relu")
+    layer, tape = net.layers[0], net.record(x)
     return {
-        "net, backward": lambda: net.backward(net.record(x), grad_output),
+        "net, backward": lambda: net.backward(tape, x),
+        "net, backward, no grad_input": lambda: net.backward(net.record(x), x, input_grad=False),
         "net, zero_grad": net.zero_grad,
+        "net, copies": lambda: (copy.deepcopy(net), pickle.loads(pickle.dumps(net))),
+        "clip_grad_norm": lambda: clip_grad_norm(net, 1.0),
+        "optimiser": lambda: Adam(net).zero_grad(),
+        "optimiser, deepcopy": lambda: copy.deepcopy(Adam(net)).step(),
         "copy": lambda: copy.copy(layer),
         "deepcopy": lambda: copy.deepcopy(layer),
         "pickle": lambda: pickle.loads(pickle.dumps(layer)),
@@ -74,13 +97,20 @@ def accumulating(layer: Linear, x: np.ndarray, grad_output: np.ndarray) -> dict[
     }
 
 
-def updating(layer: Linear, x: np.ndarray, grad_output: np.ndarray) -> dict[str, Callable[[], object]]:
+def updating(net: Sequential, x: np.ndarray, grad_output: np.ndarray) -> dict[str, Callable[[], object]]:
     """What writes the parameters."""
-    net = Sequential(layer, "relu")
+    layer, tape, labels = net.layers[0], net.record(x), np.zeros(len(x), int)
+    adam, sgd = AdamW(net, 1e-6), SGD(net, 1e-6, momentum=0.5)
     state = {"weight": layer.weight.copy(), "bias": layer.bias.copy()}
     return {
         "backward_update": lambda: layer.backward_update(x, grad_output, 1e-6),
-        "net, backward_update": lambda: net.backward_update(net.record(x), grad_output, 1e-6),
+        "net, backward_update": lambda: net.backward_update(tape, x, 1e-6),
+        "net, load_state_dict": lambda: net.load_state_dict(net.state_dict()),
+        "Adam": adam.step,
+        "Adam, load_state_dict": lambda: adam.load_state_dict(adam.state_dict()),
+        "SGD": sgd.step,
+        "learn": lambda: layer.learn(x, grad_output, 1e-6),
+        "learn labels": lambda: layer.learn(x, labels, 1e-6, loss="log_loss", batch_size=4),
         "net, step": lambda: net.step(1e-6),
         "step": lambda: layer.step(1e-6),
         "reset": lambda: layer.reset(rng=0),
@@ -101,21 +131,21 @@ def of_the_process() -> dict[str, Callable[[], object]]:
     }
 
 
-def everything(layer: Linear, x: np.ndarray, grad_output: np.ndarray) -> list[Callable[[], object]]:
-    parts = reading(layer, x, grad_output), accumulating(layer, x, grad_output), updating(layer, x, grad_output)
+def everything(net: Sequential, x: np.ndarray, grad_output: np.ndarray) -> list[Callable[[], object]]:
+    parts = reading(net, x, grad_output), accumulating(net, x, grad_output), updating(net, x, grad_output)
     return [call for part in parts for call in part.values()]
 
 
 def meet(sizes: tuple[int, int, int], dtype: type, seed: int) -> None:
     """One round: see the head."""
     x, grad_output = inputs(sizes, dtype)
-    shared = Linear(*sizes[:2], dtype=dtype, rng=seed)
+    shared = net_of(sizes, dtype, seed)
     expected = {name: call() for name, call in reading(copy.deepcopy(shared), x, grad_output).items()}
     lock, barrier = threading.Lock(), threading.Barrier(THREADS, timeout=600)
 
     def work(number: int) -> None:
         turns = random.Random(1000 * seed + number)
-        own = Linear(*sizes[:2], dtype=dtype, rng=number)
+        own = net_of(sizes, dtype, number)
         readers = list(reading(shared, x, grad_output).items())
         accumulators = list(accumulating(shared, x, grad_output).values())
         alone = everything(own, x.copy(), grad_output.copy())
@@ -124,7 +154,7 @@ def meet(sizes: tuple[int, int, int], dtype: type, seed: int) -> None:
         for calls in (readers, accumulators, alone, settings):
             turns.shuffle(calls)
         barrier.wait()
-        shared.grad_weight  # noqa: B018  # all at once, the first use
+        shared.layers[0].grad_weight  # noqa: B018  # all at once, the first use
         for step, (name, call) in enumerate(readers):
             np.testing.assert_array_equal(call(), expected[name], name)
             with lock:

@@ -525,7 +525,7 @@ def test_verify_finds_a_wrong_kernel(monkeypatch, kernel, flaw):
     kernels = SimpleNamespace(**{**vars(reference), kernel: wrong})
     _layer.use_kernels(kernels, reference)
     try:
-        with pytest.raises(ArithmeticError, match="error over 4"):
+        with pytest.raises(ArithmeticError, match="error over its limit"):
             fastlinear.verify(layer, problem.x, problem.grad_output)
     finally:
         _dispatch.use(fastlinear.isa)
@@ -548,8 +548,105 @@ def test_verify_finds_what_one_plain_backward_does_not_show(kernel, slip):
     kernels = SimpleNamespace(**{**vars(reference), kernel: wrong})
     _layer.use_kernels(kernels, reference)
     try:
-        with pytest.raises(ArithmeticError, match=f"error over 4.*{kernel}"):
+        with pytest.raises(ArithmeticError, match=f"error over its limit.*{kernel}"):
             fastlinear.verify(layer, problem.x, problem.grad_output)
+    finally:
+        _dispatch.use(fastlinear.isa)
+
+
+SUMS = {
+    "one value": lambda rng, shape: np.full(shape, 0.1),
+    "ones and zeros": lambda rng, shape: 0.1 * rng.integers(0, 2, shape),
+    "one sign": lambda rng, shape: rng.random(shape),
+}
+
+
+@pytest.mark.parametrize("values", SUMS.values(), ids=SUMS)
+@pytest.mark.parametrize(
+    ("rows", "in_features", "out_features"),
+    [(300, 8, 5), (5000, 3, 2), (1, 1000, 3), (1, 3, 384), (1, 3000, 2), (1, 2, 800)],
+)
+def test_verify_where_roundings_add_up(isa, dtype, values, rows, in_features, out_features):
+    """Long sums of one sign are off by more than 4 units with the right kernels, too, and no false alarm."""
+    rng = np.random.default_rng(0)
+    w, x, g = (values(rng, s) for s in ((out_features, in_features), (rows, in_features), (rows, out_features)))
+    layer = Linear.from_weights(w.astype(dtype), np.zeros(out_features, dtype))
+    assert fastlinear.verify(layer, x.astype(dtype), g.astype(dtype))
+
+
+def test_verify_needs_its_limits():
+    """Sums as in the test before this one would be false alarms with a limit of 4."""
+    for name, rows, in_features, out_features in (
+        ("output", 1, 1000, 3),
+        ("grad_input", 1, 3, 384),
+        ("grad_weight", 300, 3, 2),
+        ("updated_bias", 300, 3, 2),
+    ):
+        layer = Linear.from_weights(np.full((out_features, in_features), 0.1, np.float32), np.zeros(out_features, "f4"))
+        x, g = (np.full((rows, width), 0.1, np.float32) for width in (in_features, out_features))
+        assert fastlinear.verify(layer, x, g)[name] > 4
+
+
+def _narrow(right, *given):
+    """Sums in float32."""
+    rounded = [a.astype(np.float32) if isinstance(a, np.ndarray) else a for a in given]
+    right(*rounded)
+    for result, into in zip(rounded[2:], given[2:], strict=True):
+        if isinstance(into, np.ndarray):
+            into[...] = result
+
+
+def _with(change):
+    """The kernel with other rows of x, which do not change grad_input."""
+
+    def wrong(right, x, g, *rest):
+        x = x.copy()
+        change(x)
+        right(x, g, *rest)
+
+    return wrong
+
+
+def _behind(x):
+    x[1:] = x[:-1].copy()
+
+
+WRONG_ROWS = {
+    "the last row is missing": _with(lambda x: x[-1].fill(0)),
+    "the first row is missing": _with(lambda x: x[0].fill(0)),
+    "a row amid them is missing": _with(lambda x: x[len(x) // 2].fill(0)),
+    "the last row counts twice": _with(lambda x: np.multiply(x[-1], 2, out=x[-1])),
+    "the last row is the one before": _with(lambda x: np.copyto(x[-1], x[-2])),
+    "x is a row behind": _with(_behind),
+    "narrow sums": _narrow,
+}
+
+
+@pytest.mark.thread_unsafe(reason="sets the kernels of the process")
+@pytest.mark.parametrize("slip", WRONG_ROWS)
+@pytest.mark.parametrize("rows", [3, 1500])
+@pytest.mark.parametrize("kernel", ["grad_weight", "update"])
+@pytest.mark.parametrize("values", ["normal", "one sign"])
+def test_verify_finds_a_wrong_row(dtype, kernel, rows, slip, values):
+    """One row of many that is missing, wrong or there twice, and float32's sums of float64, are ArithmeticErrors."""
+    if slip == "narrow sums" and dtype == np.float32:
+        pytest.skip("they are its own")
+    rng = np.random.default_rng(rows)
+    draw = rng.standard_normal if values == "normal" else rng.random
+    layer = Linear.from_weights(draw((6, 9)).astype(dtype), draw(6).astype(dtype))
+    x, g = draw((rows, 9)).astype(dtype), draw((rows, 6)).astype(dtype)
+    right = getattr(reference, kernel)
+
+    def wrong(x, g, *rest):
+        if x.dtype == dtype:
+            WRONG_ROWS[slip](right, x, g, *rest)
+        else:
+            right(x, g, *rest)
+
+    _layer.use_kernels(SimpleNamespace(**{**vars(reference), kernel: wrong}), reference)
+    try:
+        with pytest.raises(ArithmeticError, match=r"error over its limit.*weight .* \(limit"):
+            fastlinear.verify(layer, x, g)
     finally:
         _dispatch.use(fastlinear.isa)
 

@@ -1,9 +1,12 @@
-"""Nets and tapes under what is done to layers in test_hostile.py, test_limits.py, test_resources.py,
-test_interruption.py and test_threads.py: no crash, nothing half written, nothing left behind, no allocation."""
+"""Nets, tapes, optimisers, activations and losses under what is done to layers in test_hostile.py, test_limits.py,
+test_resources.py, test_interruption.py and test_threads.py: no crash, nothing half written, nothing left behind, no
+allocation."""
 
+import copy
 import gc
 import itertools
 import os
+import pickle
 import sys
 import time
 
@@ -11,10 +14,10 @@ import numpy as np
 import pytest
 
 import fastlinear
-from fastlinear import Linear, Sequential, _dispatch
+from fastlinear import SGD, Adam, Linear, Sequential, _dispatch, activations, clip_grad_norm, losses
 
 from . import test_hostile as hostile
-from .helpers import ISAS
+from .helpers import ISAS, python
 from .memory import Guarded, in_child
 from .test_interruption import interrupted  # noqa: F401  # a fixture
 from .test_resources import growth, peak, same_reference_counts
@@ -34,30 +37,78 @@ def state(net):
 
 # ---- Python code in the midst of a call
 
+OUTS = [hostile.EvilArray, hostile.Evil]
 TURNS = {
     "call: x": (hostile.ARRAYS, "x", lambda v, e: v.layer(e, v.y)),
+    "call: out": (OUTS, "y", lambda v, e: v.layer(v.x, e)),
     "record: x": (hostile.ARRAYS, "x", lambda v, e: v.layer.record(e)),
     "record: x, with a tape": (hostile.ARRAYS, "x", lambda v, e: v.layer.record(e, v.tape)),
+    "record: tape": ([hostile.Evil], "tape", lambda v, e: v.layer.record(v.problem.x.astype("f2"), e)),
     "backward: grad_output": (hostile.ARRAYS, "g", lambda v, e: v.layer.backward(v.tape, e, v.gx)),
+    "backward: out": (OUTS, "gx", lambda v, e: v.layer.backward(v.tape, v.g, e)),
     "backward: scale": (hostile.NUMBERS, 1, lambda v, e: v.layer.backward(v.tape, v.g, v.gx, e)),
     "backward: input_grad": (hostile.NUMBERS, 1, lambda v, e: v.layer.backward(v.tape, v.g, v.gx, 1, e)),
     "backward_update: grad_output": (hostile.ARRAYS, "g", lambda v, e: v.layer.backward_update(v.tape, e, 0, v.gx)),
     "backward_update: lr": (hostile.NUMBERS, 0, lambda v, e: v.layer.backward_update(v.tape, v.g, e, v.gx)),
+    "backward_update: out": (OUTS, "gx", lambda v, e: v.layer.backward_update(v.tape, v.g, 0, e)),
     "step: lr": (hostile.NUMBERS, 0, lambda v, e: v.layer.step(e)),
+    "load_state_dict": ([hostile.EvilDict], "state", lambda v, e: v.layer.load_state_dict(e)),
+    "load_state_dict: 2.weight": (
+        hostile.ARRAYS,
+        "w",
+        lambda v, e: v.layer.load_state_dict({**v.state, "2.weight": e}),
+    ),
+    "astype": ([hostile.Evil, hostile.EvilDtype], "f8", lambda v, e: v.layer.astype(e)),
+    "verify: x": (hostile.ARRAYS, "x", lambda v, e: fastlinear.verify(v.layer, e, v.g)),
+    "verify: grad_output": (hostile.ARRAYS, "g", lambda v, e: fastlinear.verify(v.layer, v.x, e)),
+    "activation: x": (hostile.ARRAYS, "x", lambda v, e: activations.silu(e, v.gx)),
+    "activation: out": (OUTS, "gx", lambda v, e: activations.tanh(v.x, e)),
+    "softmax: x": (hostile.ARRAYS, "g", lambda v, e: activations.softmax(e, v.y)),
+    "softmax: out": (OUTS, "y", lambda v, e: activations.softmax(v.g, e)),
+    "squared_error: output": (hostile.ARRAYS, "g", lambda v, e: losses.squared_error(e, v.y, v.y)),
+    "squared_error: target": (hostile.ARRAYS, "g", lambda v, e: losses.squared_error(v.y, e, v.y)),
+    "huber: out": (OUTS, "y", lambda v, e: losses.huber(v.g, v.problem.grad_output, e)),
+    "log_loss: scores": (hostile.ARRAYS, "g", lambda v, e: losses.log_loss(e, v.labels, v.y)),
+    "log_loss: labels": (hostile.ARRAYS, "labels", lambda v, e: losses.log_loss(v.g, e, v.y)),
+    "hinge: labels": (hostile.ARRAYS, "labels", lambda v, e: losses.hinge(v.g, e)),
+    "hinge: out": (OUTS, "y", lambda v, e: losses.hinge(v.g, v.labels, e)),
+    "optimiser: lr": (hostile.NUMBERS, 0, lambda v, e: setattr(v.optimiser, "lr", e)),
+    "SGD: momentum": (hostile.NUMBERS, 0.5, lambda v, e: SGD(v.layer, 0, e).step()),
+    "SGD: nesterov": (hostile.NUMBERS, 1, lambda v, e: SGD(v.layer, 0, 0.5, e).step()),
+    "Adam: betas": (hostile.NUMBERS, 0.5, lambda v, e: Adam(v.layer, 0, (e, 0.5)).step()),
+    "Adam: eps": (hostile.NUMBERS, 1, lambda v, e: Adam(v.layer, 0, eps=e).step()),
+    "Adam: load_state_dict": (hostile.ARRAYS, "w", lambda v, e: v.load(e)),
+    "clip_grad_norm: max_norm": (hostile.NUMBERS, 1, lambda v, e: clip_grad_norm(v.layer, e)),
+    "clip_grad_norm: error_if_nonfinite": (hostile.NUMBERS, 1, lambda v, e: clip_grad_norm(v.layer, 1, e)),
 }
 
 
 class Victims(hostile.Victims):
     def __init__(self, problem, place):
         super().__init__(problem, place)
+        self.arguments = (*super().arguments, "labels")
         self.layer = net_of()
         self.tape = self.layer.record(problem.x)
+        self.optimiser = Adam(self.layer, 0)
+        self.w, self.b = (place(name, getattr(self.layer[2], a)) for name, a in (("w", "weight"), ("b", "bias")))
+        self.labels = place("labels", np.arange(len(problem.x)) % OUT)
+        self.state = {**self.layer.state_dict(), "2.weight": self.w, "2.bias": self.b}
+
+    def load(self, exp_avg):
+        """A state of the optimiser, in which that is a buffer of the last weight."""
+        kept = {k: {"step": 1} for k in range(4)}
+        for k, buffers in enumerate(self.optimiser._buffers()):
+            kept[k] |= dict(zip(self.optimiser._BUFFERS, (a.copy() for a in buffers), strict=True))
+        kept[2]["exp_avg"] = exp_avg
+        self.optimiser.load_state_dict({"state": kept, "param_groups": self.optimiser.state_dict()["param_groups"]})
 
     def to_attributes(self, act):
         for layer in self.layer.layers:
             for name in hostile.NAMES:
                 hostile.attempt(lambda name=name, layer=layer: act(getattr(layer, name)))
         hostile.attempt(lambda: act(self.tape.output))
+        for array in itertools.chain(*self.optimiser._buffers()):
+            hostile.attempt(act, array)
 
     def run(self):
         x, g = self.problem.x, self.problem.grad_output
@@ -65,6 +116,8 @@ class Victims(hostile.Victims):
         hostile.attempt(self.layer.backward, self.tape, g)
         hostile.attempt(self.layer.backward_update, self.tape, g.tolist(), 0)
         hostile.attempt(self.layer.step, 0)
+        hostile.attempt(self.optimiser.step)
+        hostile.attempt(self.optimiser.load_state_dict, self.optimiser.state_dict())
         self.layer.zero_grad()
 
 
@@ -75,6 +128,8 @@ def give_turns(name, guarded, whole):
     rows = 5 if guarded else 1500
     problem = hostile.integers(rows, IN, OUT, np.float32)
     rooms = {a: Guarded(rows * IN, np.float32, True, True) for a in Victims.arguments} if guarded else {}
+    if guarded:
+        rooms["labels"] = Guarded(rows, np.int64, True, True)
 
     def place(argument, value):
         return rooms[argument].place(value) if guarded else value.copy()
@@ -99,8 +154,16 @@ def give_turns(name, guarded, whole):
         hostile.attempt(call, victims, evil)
         turns += bool(count)
         hostile.attempt(victims.freeze, False)
+        if what.startswith("load_state_dict"):  # of an array that was given other strides, say
+            assert all(np.all(abs(layer.weight) <= 100) for layer in victims.layer.layers), (what, kind, deed)
+            victims.layer.load_state_dict(net_of().state_dict())
         assert np.array_equal(victims.layer(problem.x), expected), (what, kind, deed)
         assert np.array_equal(victims.layer.record(problem.x, victims.tape).output, expected), (what, kind, deed)
+        for buffers, layer in zip(victims.optimiser._buffers()[::2], victims.layer.layers, strict=True):
+            assert [a.shape for a in buffers] == [layer.weight.shape] * 2, (what, kind, deed)
+        victims.optimiser.lr = 0
+        victims.optimiser.step()
+        assert np.array_equal(victims.layer(problem.x), expected), (what, kind, deed)
     assert turns > len(cases) / 2, turns
 
 
@@ -202,6 +265,16 @@ STARVED = {
     "zero_grad": lambda net, tape, x, g: net.zero_grad(),
     "load_state_dict": lambda net, tape, x, g: net.load_state_dict(net_of().state_dict()),
     "make": lambda net, tape, x, g: Sequential(*net.parts),
+    "copies": lambda net, tape, x, g: (copy.deepcopy(net), pickle.loads(pickle.dumps(net))),
+    "Adam": lambda net, tape, x, g: Adam(net, 0.5).step(),
+    "SGD": lambda net, tape, x, g: SGD(net, 0.5, 0.5, True).step(),
+    "optimiser's copy": lambda net, tape, x, g: copy.copy(Adam(net)),
+    "optimiser's state": lambda net, tape, x, g: (repr(Adam(net)), Adam(net).state_dict()),
+    "clip_grad_norm": lambda net, tape, x, g: clip_grad_norm(net, 0.001),
+    "activation": lambda net, tape, x, g: activations.silu(x, np.empty_like(x)),
+    "activation, converted": lambda net, tape, x, g: activations.softmax(x.tolist(), np.empty((3, 2 * IN))[:, ::2]),
+    "loss": lambda net, tape, x, g: losses.squared_error(net(x), g.tolist()),
+    "loss of labels": lambda net, tape, x, g: losses.log_loss(g.tolist(), [0, 1, 2]),
     "repr": lambda net, tape, x, g: (repr(net), repr(tape), tape.output),
 }
 
@@ -341,17 +414,87 @@ def test_all_parameters_are_loaded_or_none(interrupted):  # noqa: F811
     assert hits > 10
 
 
+# What takes threads, each the bytes of what it gives.
+PARALLEL = {
+    "call": lambda net, x, y: net(x),
+    "record": lambda net, x, y: net.record(x).output,
+    "backward": lambda net, x, y: (net.backward(net.record(x), y), *net.layers[0]._memory()),
+    "backward_update": lambda net, x, y: (net.backward_update(net.record(x), y, 1e-3), *net.layers[1]._memory()),
+    "Adam": lambda net, x, y: (Adam(net, 1e-3).step(), *net.layers[0]._memory())[1:],
+    "SGD": lambda net, x, y: (SGD(net, 1e-3, 0.5).step(), *net.layers[0]._memory())[1:],
+    "clip_grad_norm": lambda net, x, y: (np.array(clip_grad_norm(net, 0.5)), *net.layers[0]._memory()),
+    "activation": lambda net, x, y: activations.gelu(x),
+    "softmax": lambda net, x, y: activations.softmax(x),
+    "squared_error": lambda net, x, y: losses.squared_error(net(x), y)[1],
+    "log_loss": lambda net, x, y: losses.log_loss(net(x), np.arange(512) % 10)[1],
+    "learn": lambda net, x, y: (np.array(net.layers[0].learn(x[:, :256], net.layers[0](x), 1e-3, batch_size=256)),),
+}
+
+
+def in_parallel():
+    """The bytes of what each gives, one after another."""
+    rng = np.random.default_rng(0)
+    net, x, y = net_of((256, 512, 512, 10)), *(rng.standard_normal((512, n), np.float32) for n in (256, 10))
+    results = [call(net, x, y) for call in PARALLEL.values()]
+    return [[a.tobytes() for a in ([got] if isinstance(got, np.ndarray) else got)] for got in results]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python's own, on any fork beside threads
 @pytest.mark.thread_unsafe(reason="forks")
 def test_a_fork_after_parallel_work(compiled_isa, threads):
     """The child computes the same bits, on one thread, and does not hang."""
     threads(2)
-    net, x = net_of((256, 512, 512, 10)), np.ones((512, 256), np.float32)
-    expected = net(x).tobytes()
+    expected = in_parallel()
     pid = os.fork()
     if pid == 0:
-        os._exit(0 if net(x).tobytes() == net.record(x).output.tobytes() == expected else 1)
+        os._exit(0 if in_parallel() == expected and fastlinear.get_num_threads() == 1 else 1)
     _, status = os.waitpid(pid, 0)
     assert status == 0
     assert fastlinear.get_num_threads() in (1, 2)
+
+
+NO_ROOM = """
+import os, resource
+import numpy as np
+import fastlinear
+from fastlinear import SGD, Adam, Linear, Sequential, activations, losses
+
+net = Sequential(Linear(1024, 64, rng=0), "silu", Linear(64, 1024, rng=1))
+row = np.ones((1, 1024), np.float32)
+tape, optimiser = net.record(row), Adam(net)
+net.backward(tape, row)
+x = np.lib.stride_tricks.as_strided(row, (1 << 14, 1024), (0, 4))
+labels, large = np.zeros(1 << 14, np.int64), Linear(2048, 2048)
+calls = {
+    "call": lambda: net(x), "record": lambda: net.record(x), "record again": lambda: net.record(x, tape),
+    "verify": lambda: fastlinear.verify(net, x, x), "astype": lambda: Sequential(large).astype("f8"),
+    "activation": lambda: activations.tanh(x), "softmax": lambda: activations.softmax(x),
+    "squared_error": lambda: losses.squared_error(x, x), "log_loss": lambda: losses.log_loss(x, labels),
+    "Adam": lambda: Adam(large), "SGD": lambda: SGD(Sequential(large)),
+}
+
+def state():
+    arrays = [a for layer in net.layers for a in layer._memory()]
+    return [a.tobytes() for a in (*arrays, *sum(optimiser._buffers(), []), tape.output)]
+
+before = state()
+size = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+resource.setrlimit(resource.RLIMIT_AS, (size + (8 << 20), -1))
+for name, call in calls.items():
+    try:
+        call()
+    except MemoryError:
+        if state() == before:
+            continue
+    print("no error, or another, or something has changed:", name)
+print(np.array_equal(net(row), tape.output))
+"""
+
+
+@pytest.mark.thread_unsafe(reason="limits are the process's")
+@pytest.mark.skipif(sys.platform != "linux", reason="sets Linux's limits")
+def test_results_that_do_not_fit():
+    """Under RLIMIT_AS, whatever finds no room is a MemoryError, and nets, tapes and optimisers are as before."""
+    run = python(NO_ROOM, OPENBLAS_NUM_THREADS="1", MALLOC_ARENA_MAX="1")
+    assert run.stdout == "True\n", (run.stdout, run.stderr)

@@ -518,15 +518,93 @@ def test_a_learning_rate_that_is_refused_changes_nothing():
     assert optimiser.lr == 0.25
 
 
-def test_a_learning_rate_beyond_float32():
-    """It would be infinity in the layer's dtype."""
-    with pytest.raises(ValueError, match="SGD: lr must fit float32, got 1e\\+39"):
-        SGD(Linear(1, 1), 1e39)
-    optimiser = SGD(Linear(1, 1, dtype=np.float64), 1e39)
-    assert optimiser.lr == 1e39
-    other = Adam(Linear(1, 1))
-    with pytest.raises(ValueError, match="Adam: lr must fit float32"):
-        other.lr = 1e39
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [(SGD, "lr"), (SGD, "momentum"), (SGD, "weight_decay"), *((Adam, n) for n in ("lr", "eps", "weight_decay"))],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_numbers_beyond_float32(cls, name):
+    """They would be infinity in the layer's dtype, where PyTorch raises or makes it so. float64 takes them; a state
+    that has them is refused for float32, and nothing has changed."""
+    options = {"lr": 0.5, name: 1e39}
+    message = f"{cls.__name__}: {name} must fit float32, got 1e\\+39"
+    single, mixed = Linear(1, 1), Net(Linear(1, 1, dtype=np.float64), Linear(1, 1))
+    for model in (single, mixed):
+        with pytest.raises(ValueError, match=message):
+            cls(model, **options)
+    double = cls(Linear(1, 1, dtype=np.float64), **options)
+    assert getattr(double, name) == 1e39
+    optimiser = cls(single, 0.125)
+    before = contents(optimiser)
+    state = double.state_dict()
+    with pytest.raises(ValueError, match=message):
+        optimiser.load_state_dict(state)
+    assert contents(optimiser) == before
+    if name == "lr":
+        with pytest.raises(ValueError, match=message):
+            optimiser.lr = 1e39
+    assert optimiser.lr == 0.125
+
+
+@pytest.mark.parametrize("dtype_", [np.float32, np.float64])
+@pytest.mark.parametrize("first", [0, 3])
+def test_numbers_that_a_step_makes_infinite(isa, dtype_, first):
+    """lr / (1 - beta1**t) and 1 - lr * weight_decay beyond the dtype: an error, and no step was taken; a later one is.
+    PyTorch raises, too, but with the means already changed."""
+    largest = float(np.finfo(dtype_).max)
+    for cls, options in (
+        (Adam, {"lr": largest / 2, "betas": (0.999, 0.999)}),
+        (AdamW, {"lr": largest / 2, "betas": (0.0, 0.999), "weight_decay": largest / 2}),
+    ):
+        model = Net(Linear(2, 2, dtype=np.float64), Linear(2, 1, dtype=dtype_))
+        draw(model, 0)
+        optimiser = cls(model, **{**options, "lr": 1e-3, "weight_decay": 0})
+        for _ in range(first):
+            optimiser.step()
+        state = optimiser.state_dict()
+        group(state).update(options)
+        optimiser.load_state_dict(state)
+        before = contents(optimiser)
+        with pytest.raises(ValueError, match=f"{cls.__name__}: lr .* is too large for step {first + 1} in the model's"):
+            optimiser.step()
+        assert contents(optimiser) == before
+        optimiser.lr = 0
+        optimiser.step()
+        assert optimiser.steps == first + 1
+
+
+NEAR_0_AND_1 = [
+    (SGD, {"lr": 1e-50}),
+    (SGD, {"momentum": 1e-50}),
+    (SGD, {"momentum": 1 - 1e-9}),
+    (SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-50}),
+    (Adam, {"lr": 1e-50}),
+    (Adam, {"eps": 1e-50}),
+    (Adam, {"weight_decay": 1e-50}),
+    (Adam, {"betas": (1 - 1e-9, 0.999)}),
+    (Adam, {"betas": (0.9, 1 - 1e-9)}),
+    (Adam, {"betas": (1 - 2**-53, 1 - 2**-53)}),
+    (Adam, {"betas": (1e-50, 1e-50)}),
+    (AdamW, {"weight_decay": 1e-9}),
+]
+
+
+@pytest.mark.parametrize(("cls", "options"), NEAR_0_AND_1, ids=str)
+def test_numbers_that_round_to_0_or_1_in_float32(isa, cls, options):
+    """They do what PyTorch's do there: 1 - beta is taken in float64, and the rest rounds."""
+    torch = pytest.importorskip("torch")
+    model = net(np.float32)
+    options = {"lr": 0.05, "weight_decay": 0, **options}
+    optimiser = cls(model, **options)
+    tensors = [torch.nn.Parameter(torch.tensor(p)) for p in parameters(model)]
+    theirs = getattr(torch.optim, cls.__name__)(tensors, **options)
+    for step in range(5):
+        step_both(model, optimiser, tensors, theirs, step)
+    assert_near_torch(model, tensors, 60 * np.finfo(np.float32).eps)
+    for buffers, tensor in zip(optimiser._buffers(), tensors, strict=True):
+        for name, buffer in zip(optimiser._BUFFERS, buffers, strict=True):
+            if (kept := theirs.state[tensor].get(name)) is not None:
+                np.testing.assert_allclose(buffer, kept.numpy(), rtol=1e-5, atol=1e-7 * np.abs(kept.numpy()).max())
 
 
 @kinds
@@ -814,15 +892,85 @@ def test_what_a_subclass_keeps_comes_along():
     assert copy.deepcopy(other).word == [1]
 
 
-def test_a_pickle_whose_state_does_not_fit():
-    optimiser = Adam(Linear(3, 2))
-    function, arguments, (model, settings, steps, buffers, attributes) = optimiser.__reduce__()
-    buffers[0][0] = np.zeros((3, 3), np.float32)
-    with pytest.raises(ValueError, match=r"exp_avg of parameter 0 must have shape \(2, 3\), got \(3, 3\)"):
-        function(*arguments).__setstate__((model, settings, steps, buffers, attributes))
-    for wrong in (-1, 2**70):
-        with pytest.raises((ValueError, OverflowError)):
-            function(*arguments).__setstate__((model, settings, wrong, optimiser._buffers(), attributes))
+def _part(at, change):
+    def damage(state):
+        state[at] = change(state[at])
+
+    return damage
+
+
+DAMAGES = {
+    "no model": _part(0, lambda model: None),
+    "a model whose init was not called": _part(0, lambda model: Linear.__new__(Linear)),
+    "another model": _part(0, lambda model: Linear(3, 3)),
+    "settings gone": _part(1, lambda settings: {}),
+    "settings that are refused": _part(1, lambda settings: {**settings, "lr": -1}),
+    "no settings": _part(1, lambda settings: None),
+    "steps below 0": _part(2, lambda steps: -1),
+    "steps beyond 63 bits": _part(2, lambda steps: 2**70),
+    "steps of another kind": _part(2, lambda steps: "3"),
+    "a buffer of another shape": _part(3, lambda b: [[a[:-1] for a in b[0]], *b[1:]]),
+    "a buffer of another dtype": _part(3, lambda b: [[a.astype("c8") for a in b[0]], *b[1:]]),
+    "the last buffer of another shape": _part(3, lambda b: [*b[:-1], [*b[-1][:-1], np.zeros(7, "f4")]]),
+    "a buffer missing": _part(3, lambda b: [b[0][:-1], *b[1:]]),
+    "a parameter missing": _part(3, lambda b: b[:-1]),
+    "a parameter more": _part(3, lambda b: [*b, b[0]]),
+    "no buffers": _part(3, lambda b: None),
+    "attributes of no kind": _part(4, lambda attributes: 3),
+    "three attributes": _part(4, lambda attributes: ({}, {}, {})),
+    "an attribute that is none": _part(4, lambda attributes: (None, {"unheard": 1})),
+    "cut": list.pop,
+}
+
+
+@pytest.mark.parametrize("kind", ["SGD momentum", "Adam", "AdamW"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_pickle_leaves_nothing(kind, damage):
+    """Whatever is wrong with the state, the optimiser has no model afterwards; a sound state can still come."""
+    optimiser = make(kind, Linear(3, 2, rng=0))
+    draw(optimiser.model, 0)
+    optimiser.step()
+    function, arguments, state = optimiser.__reduce__()
+    twin, damaged = function(*arguments), list(state)
+    DAMAGES[damage](damaged)
+    with pytest.raises((ValueError, TypeError, KeyError, AttributeError, RuntimeError, OverflowError)):
+        twin.__setstate__(tuple(damaged))
+    assert twin.model is None
+    for call in (twin.step, twin.zero_grad, twin.state_dict, lambda: setattr(twin, "lr", 1)):
+        with pytest.raises(RuntimeError, match="has no model yet"):
+            call()
+    twin.__setstate__(state)
+    assert contents(twin) == contents(optimiser)
+    before = contents(twin), twin._settings
+    for again in (state, damaged):
+        with pytest.raises((ValueError, TypeError, KeyError, AttributeError, RuntimeError, OverflowError)):
+            twin.__setstate__(tuple(again))
+        assert (contents(twin), twin._settings) == before
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (SGD, {"lr": -1}),
+        (SGD, {"nesterov": True}),
+        (SGD, {"momentum": 1e39}),
+        (Adam, {"betas": (0.9, 1)}),
+        (Adam, {"eps": "x"}),
+        (AdamW, {"weight_decay": math.nan}),
+    ],
+    ids=str,
+)
+def test_settings_that_are_refused_leave_no_model(cls, options):
+    """An __init__ that raises has bound nothing, and a second one may."""
+    optimiser, layer = cls.__new__(cls), Linear(2, 1)
+    with pytest.raises((ValueError, TypeError)):
+        optimiser.__init__(layer, **options)
+    assert optimiser.model is None
+    with pytest.raises(RuntimeError, match="has no model yet"):
+        optimiser.step()
+    optimiser.__init__(layer, 0.25)
+    optimiser.step()
+    assert optimiser.lr == 0.25
 
 
 @pytest.mark.parametrize("kind", ["SGD momentum", "Adam"])
@@ -837,7 +985,7 @@ def test_a_step_has_the_memory_it_needs(kind):
     optimiser.step()
     with pytest.raises(ValueError, match="zip"):
         other.__setstate__((optimiser.model, optimiser._settings, 0, [[]] * 2, None))
-    other.step()
+    assert other.model is None
 
 
 def test_what_a_subclass_says_of_shapes_does_not_count():
