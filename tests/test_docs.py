@@ -105,6 +105,8 @@ def test_the_program_of_a_page(name, tmp_path):
 
     Figures apart, the words must be the same.
     """
+    if fastlinear.isa == "reference":
+        pytest.skip("it makes no promises about bits, and takes minutes")
     text = read(HOME / f"docs/{name}.md")
     program = "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
     for package in re.findall(r"^ *(?:from|import) (\w+)", program, re.MULTILINE):
