@@ -2,10 +2,10 @@
 
     pip install '.[examples]' && python examples/control.py
 
-The motor is too weak to lift the pendulum, so it must swing it to and fro first. The equations of motion are known,
-and the gradient of the cost flows back through them and through the net, from the end of the swing to its start: each
-step in time has a tape of its own, which is written again in the next swing. Written to the output folder: the net, and
-a picture of the pendulum before and after.
+The motor is too weak to lift the pendulum, so it must first swing it to and fro. The equations of motion are known.
+The gradient of the cost flows back through them and through the net, from the end of the swing to its start: each step
+in time has a tape of its own, which is overwritten in the next swing. The net and a picture of the pendulum before and
+after training are written to the output folder.
 
 The pendulum is a uniform rod on a frictionless hinge, at `angle` from upright, driven by a torque: by the law of
 angular momentum, (m l² / 3) angle'' = (m g l / 2) sin(angle) + torque. (The moment of inertia of a rod about its end is

@@ -3,13 +3,13 @@
     pip install '.[examples,mpi]' mpich && mpiexec -n 2 python examples/data_parallel_mpi.py
 
 Every rank holds the whole layer and a part of each batch. `grad_weight` and `grad_bias` are plain contiguous memory, so
-Allreduce sums them where they are, and then every rank takes the same step; the program checks that all hold the same
-bits after each one. Beside one process, sums of floats come in another order and differ in the last bits. Not so with
+Allreduce sums them in place. Then every rank takes the same step, and the program checks after each step that all ranks
+hold the same bits. One process adds in another order, so its weights differ in the last bits. They do not differ with
 
     mpiexec -n 2 python examples/data_parallel_mpi.py --exact
 
-where the gradient goes from rank to rank and each adds its rows to it: the same additions, in the same order, as one
-process makes, hence the same bits, at the price of ranks that wait for one another. `--measure` times single layers.
+There the gradient goes from rank to rank, and each rank adds its rows to it. These are the additions that one process
+makes, in the same order, so the bits are the same; but the ranks wait for one another. `--measure` times single layers.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     pip install '.[examples]' && python examples/digits.py
 
 The one layer learns twice from the same start: with `backward` and `step`, and with `backward_update`, which does both
-in one pass over the weights. The net, with 32 relu units between, learns with Adam. Written to the output folder: the
-weights of both, and a picture of what was learned.
+in one pass over the weights. The net has 32 relu units between its two layers and learns with Adam. The weights of both
+and a picture of what was learned are written to the output folder.
 """
 
 import argparse

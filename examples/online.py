@@ -1,14 +1,15 @@
-"""Learn from a stream on the disk in one pass, and say meanwhile how well it goes.
+"""Learn from a stream on the disk in one pass, and print on the way how well it goes.
 
     pip install '.[examples]' && python examples/online.py
     python examples/online.py --rows 50_000_000       # 4 GB, in half a minute
 
-The stream is made first: rows of 20 features of unlike scales, and a label that a logistic function of some of them
-draws. It lies in two files of NumPy's, which are mapped, so they may be larger than memory. One call of `learn` goes
-over a piece; wherever the stream is cut, the bits are the same. Each row's loss is taken before its step, so the mean
-says how well the model does on rows that it has not seen (progressive validation: Blum, Kalai and Langford, COLT 1999),
-and is printed at each power of two as Vowpal Wabbit does. In the end others learn the first rows: scikit-learn, which
-must find the same weights, and river and Vowpal Wabbit if they are installed.
+First the stream is made. A row has 20 features of unlike scales, and its label is drawn with a probability that is a
+logistic function of some of them. The stream is in two files of NumPy's that are mapped, so they can be larger than
+memory. One call of `learn` goes over a piece; the weights have the same bits wherever the stream is cut. Each row's
+loss is taken before its step, so the mean says how well the model does on rows that it has not seen (progressive
+validation: Blum, Kalai and Langford, COLT 1999). It is printed at each power of two, as Vowpal Wabbit does. In the
+end others learn the first rows: scikit-learn, which must find the same weights, and river and Vowpal Wabbit if they
+are installed.
 """
 
 import argparse

@@ -3,7 +3,10 @@
 import ast
 import doctest
 import inspect
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +92,39 @@ def test_inside_pytorch(tmp_path, monkeypatch):
     pytest.importorskip("safetensors")
     monkeypatch.chdir(tmp_path)
     exec("".join(re.findall(r"```python\n(.*?)```", read(HOME / "docs/torch.md"), re.DOTALL)), {})
+
+
+def without_figures(text):
+    """The words alone: figures differ from run to run, and with them the width of columns."""
+    return re.sub(r"[\d.,]+", "#", " ".join(text.split()))
+
+
+@pytest.mark.parametrize("name", ["control-loop", "online-learner", "scoring-service", "simulation"])
+def test_the_program_of_a_page(name, tmp_path):
+    """The Python blocks of a page, one after another, are a program, and its text blocks are what the program prints.
+
+    Figures apart, the words must be the same.
+    """
+    if fastlinear.isa == "reference":
+        pytest.skip("it makes no promises about bits, and takes minutes")
+    text = read(HOME / f"docs/{name}.md")
+    program = "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    for package in re.findall(r"^ *(?:from|import) (\w+)", program, re.MULTILINE):
+        pytest.importorskip(package)
+    (tmp_path / "program.py").write_text(program, encoding="utf-8")
+    paths = os.pathsep.join([str(Path(fastlinear.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    result = subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    printed = "".join(re.findall(r"```text\n(.*?)```", text, re.DOTALL))
+    assert without_figures(result.stdout) == without_figures(printed)
 
 
 @pytest.mark.thread_unsafe
