@@ -128,6 +128,15 @@ def test_every_promise_has_a_test():
         assert all((HOME / command).is_file() for command in commands), promise
 
 
+def test_one_figure_for_one_thing():
+    """Each time, rate and ratio of the page on speed stands in the same digits on the page of benchmarks."""
+    page = read(HOME / "docs/how-it-is-fast.md").replace("\n", " ")
+    figures = re.findall(r"\b\d[\d.]* (?:ns|µs|ms|GB/s)\b|\b\d+\.\d GFLOP/s|\b\d\.\d\d\b", page)
+    assert len(figures) > 15
+    measured = read(HOME / "docs/benchmarks/README.md")
+    assert not [figure for figure in figures if figure not in measured]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_links_lead_somewhere(page):
     """Relative links: the file is there, and the heading in it."""
