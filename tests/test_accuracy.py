@@ -1,9 +1,9 @@
 """Rounding, judged by exact sums: math.fsum over products that are split without error.
 
-The unit of an error is eps · Σ|a||b|, over the products that make up the element. Zero-mean data stays within 4 of
-them up to a million terms. On data that is hard on sums the kernels are held against NumPy's own product of the same
-matrices: root mean squares, at most twice NumPy's (1.66 times was measured on AVX2), or half a unit, which the last
-rounding alone may take.
+The unit of an error is eps · Σ|a||b|, over the products that make up the element. Errors on zero-mean data stay within
+4 units up to a million terms. On data that is hard to sum, the kernels are compared with NumPy's own product of the
+same matrices: their root mean square is at most twice NumPy's (1.66 times was measured on AVX2), or half a unit, which
+the last rounding alone can take.
 """
 
 import math
@@ -88,7 +88,7 @@ def run_both(kernels, x, w):
 
 
 def each_run(kind, sizes, dtype):
-    """A million terms, which take a second to add up exactly, of one kind only."""
+    """Whether every run takes it: of a million terms, which take a second to add up exactly, only one kind."""
     return sizes[1] < 1_000_000 or (kind == "zero-mean" and dtype == np.float32)
 
 
