@@ -510,7 +510,7 @@ cdef class Network(Model):
         cdef Rows r
         cdef Tape t
         if tape is None:
-            t = Tape.__new__(Tape)      # before the look at x, for it may set off a garbage collection
+            t = Tape.__new__(Tape)      # before the look at x, because it can set off a garbage collection
         else:
             self.check_tape(tape)
             t = <Tape> tape
