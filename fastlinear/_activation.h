@@ -1,12 +1,12 @@
 /* The activations and their derivatives, on the vectors of _vector.h, and the loops over elements.
 
-   Everything rests on one function, e^z = 2^n (1 + h) for z <= 0 or so, which leaves the two parts apart: h is small, so
-   what is made of it is rounded once, and 2^n is exact. The results are at most 2 ulp from the exact values, subnormal
-   ones too; n reaches below the smallest exponent, so 2^n carries a factor UP (2^64, 2^512), which the last step takes
-   away. docs/notebook.md has the mathematics, bench/fit_activations.py the fit of the polynomials.
+   All of them are computed from one function, e^z = 2^n (1 + h) for z <= 0 or so, which keeps the two parts apart: 2^n is
+   exact, and h is small, so that what is computed from it is in effect rounded once. The results are at most 2 ulp from
+   the exact values, subnormal ones too. n can be below the smallest exponent, so 2^n carries a factor UP (2^64, 2^512),
+   which the last step takes away. docs/notebook.md has the mathematics, bench/fit_activations.py fits the polynomials.
 
-   What is rounded, and in which order, is written out: an element's result is the same in any lane, at any length and on
-   every instruction set with FMA. Comparisons are such that a NaN goes through to the result.
+   Every rounding and its place in the order are written out, so an element's result is the same in any lane, at any
+   length and on every instruction set with FMA. Comparisons are written so that a NaN goes through to the result.
 
    The file includes itself once for each dtype, as _tile.h does. */
 #ifndef FASTLINEAR_ACTIVATION_H
@@ -85,26 +85,26 @@ static const double MILLS_f64[] = {
     4.0982018074532244e-08,
     7.367610126658883e-09,
 };
-/* log2(e), and log(2) in two parts: the first has so few bits that its product with n is exact. */
+/* log2(e), and log(2) in two parts, of which the first has so few bits that its product with n is exact. */
 static const float LOG2E_f32 = 1.44269504f, LN2_HIGH_f32 = 0x1.62ep-1f, LN2_LOW_f32 = 0x1.0bfbe8p-15f;
 static const double LOG2E_f64 = 1.4426950408889634, LN2_HIGH_f64 = 0x1.62e42fefap-1, LN2_LOW_f64 = 0x1.cf79abc9e3b3ap-40;
-/* Adding it rounds to an integer, in the low bits. */
+/* A number to which it is added is rounded to an integer, which is then in the low bits. */
 static const float ROUNDER_f32 = 0x1.8p23f;
 static const double ROUNDER_f64 = 0x1.8p52;
 static const float UP_f32 = 0x1p64f, DOWN_f32 = 0x1p-64f;
 static const double UP_f64 = 0x1p512, DOWN_f64 = 0x1p-512;
 static const float LARGEST_f32 = 0x1.fffffep127f;
 static const double LARGEST_f64 = 0x1.fffffffffffffp1023;
-/* Past -ENDS, |x| e^x is 0, after rounding, and so is all that is smaller; 1 + e^-NOTHING is 1. */
+/* For x < -ENDS, |x| e^x and everything smaller is rounded to 0. 1 + e^-NOTHING is rounded to 1. */
 static const float ENDS_f32 = 110, NOTHING = 50;
 static const double ENDS_f64 = 760;
-/* Past -GELU_ENDS, gelu and its derivative are 0. The polynomial MILLS is in terms of (a - MILLS_SHIFT) / (a + MILLS_SHIFT). */
+/* For x < -GELU_ENDS, gelu and its derivative are 0. MILLS is a polynomial in (a - MILLS_SHIFT) / (a + MILLS_SHIFT). */
 static const float GELU_ENDS_f32 = 14.75f, MILLS_SHIFT = 2;
 static const double GELU_ENDS_f64 = 38.75;
 static const float SLOPE_f32 = 0.01f; /* of leaky_relu */
 static const double SLOPE_f64 = 0.01, DENSITY_AT_0 = 0.3989422804014327; /* 1 / sqrt(2 pi) */
-/* softmax adds up its terms in two parts, multiples of 2^-9 (2^-26), which add up exactly for long, and what is left.
-   Adding GRID rounds to such a multiple, of terms times UP. */
+/* softmax adds up its terms in two parts: multiples of 2^-9 (float64: 2^-26), whose sums stay exact for long rows, and
+   what is left. A term times UP to which GRID is added is rounded to such a multiple. */
 static const float GRID_f32 = 0x1.8p78f;
 static const double GRID_f64 = 0x1.8p538;
 
@@ -177,7 +177,8 @@ INLINE VEC NAME(product_error)(VEC a, VEC b, VEC p) {
 #endif
 }
 
-/* 1 / (b + b_rest), where b_rest is as small as a rounding error, to twice the precision: what is returned, and *rest. */
+/* 1 / (b + b_rest) to twice the precision, where b_rest is as small as a rounding error. It is the sum of the result and
+   *rest. */
 INLINE VEC NAME(reciprocal)(VEC b, VEC b_rest, VEC *rest) {
     VEC inverse = NAME(div)(TO_EACH(1), b), error;
 #if HAS_FMA
@@ -206,7 +207,8 @@ INLINE VEC NAME(elu)(VEC x) {
     return NAME(select_less)(x, NAME(zero)(), h, x);
 }
 
-/* (e - 1) / (e + 1) of e = e^(-2|x|), whose rounding errors would be too much together. */
+/* (e - 1) / (e + 1), where e = e^(-2|x|), with the sign of x. Rounded as it stands, that would be off by too much, so the
+   numerator, the denominator and the quotient are each kept with their rounding errors. */
 INLINE VEC NAME(tanh)(VEC x) {
     VEC t, h, power, less, more, above, above_rest, below, below_rest, inverse, quotient, rest;
     h = NAME(exp_parts)(NAME(max)(TO_EACH(-NOTHING), NAME(mul)(TO_EACH(-2), NAME(magnitude)(x))), NAME(zero)(), &t);
@@ -224,7 +226,7 @@ INLINE VEC NAME(tanh)(VEC x) {
     return NAME(signed_as)(NAME(add)(quotient, rest), x);
 }
 
-/* scale (1 + e^-x), where the scale is so small for negative x that e^-x does not overflow; *power is scale e^-x. */
+/* scale (1 + e^-x), where the scale is so small for negative x that e^-x does not overflow; *e is scale e^-x. */
 INLINE VEC NAME(sigmoid_below)(VEC x, VEC *scale, VEC *e) {
     VEC t, h, power, z, sum, lost;
     z = NAME(max)(TO_EACH(-NOTHING), NAME(neg)(x));

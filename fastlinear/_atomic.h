@@ -1,4 +1,4 @@
-/* Settings that one thread changes while others read them. Volatile is that with MSVC. */
+/* Settings that one thread changes while others read them. MSVC's volatile has this meaning. */
 #ifndef FASTLINEAR_ATOMIC_H
 #define FASTLINEAR_ATOMIC_H
 

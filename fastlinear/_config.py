@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def processor() -> str:
-    """The processor's own name where the system tells it, its architecture, and how many this process may use."""
+    """The processor's name if the system tells it, its architecture, and how many cores this process may use."""
     name = ""
     with suppress(OSError), open("/proc/cpuinfo") as file:
         name = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "")
@@ -36,7 +36,7 @@ def isa_reason() -> str:
 
 
 def flags() -> str:
-    """What the compiler was told, the environment's flags first and the instruction set's last."""
+    """The flags that the compiler was given: those of the environment first, those of the instruction set last."""
     import fastlinear
 
     isa = INSTRUCTION_SETS.get(fastlinear.isa)
@@ -44,7 +44,7 @@ def flags() -> str:
 
 
 def subnormals() -> str:
-    """Whether this thread computes with subnormal numbers. fastlinear leaves that as it is; others may not."""
+    """Whether this thread computes with subnormal numbers. fastlinear never changes that; other libraries can."""
     [smallest] = struct.unpack("=d", struct.pack("=q", 1))  # by its bits: arithmetic may not give it
     lost = [
         what
@@ -67,7 +67,7 @@ def libraries() -> list[dict[str, Any]] | None:
 
 
 def config() -> dict[str, Any]:
-    """The lines of show_config, by name, as strings; of ``libraries`` the list."""
+    """The lines of show_config by name. All are strings but ``libraries``, which is a list."""
     import fastlinear
 
     variables = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name in ENVIRONMENT]
@@ -87,7 +87,7 @@ def config() -> dict[str, Any]:
 
 
 ENVIRONMENT = ("FASTLINEAR_ISA", "FASTLINEAR_NUM_THREADS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-"""What is read from the environment here or by the OpenMP runtime and changes the speed."""
+"""The variables that fastlinear or the OpenMP runtime reads and that change the speed."""
 
 
 @overload
@@ -95,11 +95,14 @@ def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
 @overload
 def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
 def show_config(mode: str = "stdout") -> dict[str, Any] | None:
-    """Print the version, the compiler, the instruction set in use and why, the threads, and what it all runs on.
+    """Print the version, the compiler, the instruction set in use and why, the threads, and what all of it runs on.
 
-    With threadpoolctl installed, the BLAS and OpenMP runtimes of the process are listed, too: several that use all
-    cores at once are a usual reason for slowness. ``mode="dicts"`` returns all of it instead, as NumPy's function of
-    this name does.
+    If threadpoolctl is installed, the BLAS and OpenMP runtimes of the process are listed, too. Several of them that use
+    all cores at once are a usual reason for slowness. With ``mode="dicts"`` nothing is printed, and a dictionary is
+    returned, as NumPy's function of this name does. Another mode is a ValueError.
+
+    >>> fastlinear.show_config("dicts")["fastlinear"].startswith(fastlinear.__version__)
+    True
     """
     if mode not in ("stdout", "dicts"):
         raise ValueError(f"show_config: mode must be 'stdout' or 'dicts', got {mode!r}")

@@ -3,13 +3,12 @@
 """What is done to every element of an array: activations and their derivatives, losses, optimisers.
 
     activate      out[j]  = f(x[j])                               softmax: over each row
-    derivative    out[j]  = grad_output[j] f'(x[j])               grad before the activation
+    derivative    out[j]  = grad_output[j] f'(x[j])               the gradient before the activation
 
     squared_error, huber, hinge, log_loss                         loss and gradient
-    sgd, adam     parameter -= ...                                 and what they keep from step to step
+    sgd, adam     parameter -= ...                                with the arrays that they keep from step to step
     squares, scale                                                for the norm of a gradient
-    adagrad       parameter -= ...                                for Linear.learn, as are the rows of _rows.h, which
-                                                                  only a layer's learn calls
+    adagrad       parameter -= ...                                for Linear.learn, as are the rows of _rows.h
 
 `kind` is a place in reference.ACTIVATIONS. The arithmetic is in _activation.h, _loss.h and _optimiser.h; here are the
 choice of a function and the threads. setup.py compiles this file once for each instruction set, like _kernels.pyx.
@@ -70,19 +69,21 @@ cdef extern from "_optimiser.h" nogil:
     double squares_pass(const void* array, Py_ssize_t n)
     void scale_pass(double factor, void* array, Py_ssize_t n)
 
-cdef enum:
-    GRAIN = 1024    # threads: elements come in so many, which no two of them share a line of
 cdef extern from "_rows.h" nogil:
+    # The same.
     double learn_rows_of(int loss, const void* x, Py_ssize_t x_row, const Py_ssize_t* order, const void* y,
                          const void* sample_weight, const double* lr, Py_ssize_t lr_step, double l2, void* weight,
                          void* bias, Py_ssize_t rows, Py_ssize_t features, void* room, double sum)
     void adagrad_pass(const void* gradient, double lr, void* squares, void* parameter, Py_ssize_t n)
 
+cdef enum:
+    GRAIN = 1024    # threads: elements come in so many, so that no two threads share a cache line
+
 
 # ---- activations
 
 cdef inline Py_ssize_t share(int kind, Py_ssize_t rows, Py_ssize_t columns, int thread, int threads) noexcept nogil:
-    """At which element the share of a thread begins: whole rows for softmax, else whole grains."""
+    """The element at which the share of a thread begins: whole rows for softmax, and otherwise whole grains."""
     cdef Py_ssize_t n = rows * columns, grains = (n + GRAIN - 1) // GRAIN
     return rows * thread // threads * columns if kind == SOFTMAX else min(n, grains * thread // threads * GRAIN)
 
@@ -245,9 +246,6 @@ cdef void adagrad_loop(const real* gradient, double lr, real* squares, real* par
     adagrad_pass(gradient, lr, squares, parameter, size)
 
 
-# ---- for Python: typed memoryviews, the same names and signatures as in reference.py
-
-
 # ---- for Python: typed memoryviews, the same names and signatures as in reference.py; thread as in _kernels.pyx
 
 cdef int check_length(str name, Py_ssize_t got, Py_ssize_t expected) except -1:
@@ -280,8 +278,7 @@ def activate(int kind, const real[:, ::1] x, real[:, ::1] out, int threads=1, in
     """out[b, o] = f(x[b, o]), softmax over each row. out is overwritten, and may be x."""
     check_kind(kind)
     check_threads(threads, thread)
-    check_length("out's axis 0", out.shape[0], x.shape[0])
-    check_length("out's axis 1", out.shape[1], x.shape[1])
+    check_same("out", out, x)
     with nogil:
         if thread < 0:
             activate_loops(kind, &x[0, 0], &out[0, 0], x.shape[0], x.shape[1], threads)
@@ -291,9 +288,9 @@ def activate(int kind, const real[:, ::1] x, real[:, ::1] out, int threads=1, in
 
 def derivative(int kind, const real[:, ::1] grad_output, const real[:, ::1] output, const real[:, ::1] before,
                real[:, ::1] out, int threads=1, int thread=-1):
-    """out = the gradient before the activation, from grad_output, the one after it. It comes from `output`, the values
-    after the activation, or for silu and gelu from `before`, those before it; the other may be None.
-    out is overwritten, and may be grad_output."""
+    """out = the gradient before the activation, from grad_output, the gradient after it. For silu and gelu it needs
+    `before`, the values before the activation, and for the others `output`, the values after it. The array that is not
+    needed may be None. out is overwritten, and may be grad_output."""
     check_kind(kind)
     check_threads(threads, thread)
     cdef const real[:, ::1] values = output     # not by a conditional expression, which Cython 3.1 counts wrongly
@@ -301,10 +298,8 @@ def derivative(int kind, const real[:, ::1] grad_output, const real[:, ::1] outp
         values = before
     if values is None:
         raise ValueError("the derivative of silu and gelu needs the values before them, of the others those after them")
-    check_length("the values' axis 0", values.shape[0], grad_output.shape[0])
-    check_length("the values' axis 1", values.shape[1], grad_output.shape[1])
-    check_length("out's axis 0", out.shape[0], grad_output.shape[0])
-    check_length("out's axis 1", out.shape[1], grad_output.shape[1])
+    check_same("before" if kind == SILU or kind == GELU else "output", values, grad_output)
+    check_same("out", out, grad_output)
     cdef const real* v = &values[0, 0]
     with nogil:
         if thread < 0:

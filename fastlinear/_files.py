@@ -1,8 +1,8 @@
-"""Arrays in a file: .npz, which is NumPy's, or .safetensors, which PyTorch and others read and write, too.
+"""Arrays in a file: .npz, which is NumPy's format, or .safetensors, which PyTorch and others read and write, too.
 
-Both hold arrays and nothing else: reading one runs no code, whoever wrote it. Names come first, then the sizes that the
-file declares, then the bytes of the arrays that are wanted, a piece at a time. So a file that lies takes no more memory
-than its own size accounts for.
+Both hold arrays and nothing else, so reading one runs no code, whoever wrote it. The names are read first, then the
+sizes that the file declares, and then the bytes of the arrays that are wanted, a piece at a time. So a file that lies
+takes no more memory than its own size accounts for.
 """
 
 from __future__ import annotations
@@ -32,17 +32,16 @@ if TYPE_CHECKING:
 
 _PIECE = 1 << 20  # bytes that one read may take; tables of contents are no longer than that
 _MOST_HEADER = 10_000  # bytes of a .npy header; NumPy's own limit
-_NOTE = "parts"  # the name of a note: in .npz of an array of its UTF-8, in .safetensors of an entry of the metadata
-_MOST_DEFLATED = 1032  # bytes that one byte of a compressed member may become; two bits are at most 258 bytes
+_NOTE = "parts"  # the name of a note: an array of its UTF-8 in .npz, an entry of the metadata in .safetensors
+_MOST_DEFLATED = 1032  # bytes that one byte of a compressed member can become, because two bits are at most 258 bytes
 
 
 def save(state: State, path: Path, note: str | None = None) -> None:
-    """Write the arrays under their names, and a note of what they are, if there is one. The file is whole or, if
-    anything goes wrong, as it was before.
+    """Write the arrays under their names, and a note of what they are, if there is one.
 
-    One that is there keeps its mode and, where the system lets us, its owner and group; of a symbolic link, the file
-    that it leads to is written, and of a hard link only this name. A folder, FIFO or device in its place, or a file
-    that is read-only, is an error.
+    If anything goes wrong, the file is as it was before. A file that is there keeps its mode and, where the system lets
+    us, its owner and group. For a symbolic link, the file that it leads to is written; of a hard link only this name
+    changes. A read-only file, and a folder, FIFO or device in its place, is an error.
     """
     name, form = _parse(path, saving=True)
     with _naming(name):
@@ -70,9 +69,9 @@ def save(state: State, path: Path, note: str | None = None) -> None:
 def load(path: Path, wanted: Collection[str] | Names, optional: Collection[str] = (), others: bool = False) -> State:
     """The arrays of these names: all that are wanted, and the optional ones that are there.
 
-    wanted may be a function that finds both in the file's note, which is None if it has none. The file may have other
-    names only with others=True, and they are not read. ValueError for a file that is damaged, has other names, is no
-    regular file, or changes while it is read.
+    wanted can be a function that returns both, wanted and optional names, from the file's note, or from None if there
+    is no note. Other names are an error, except with others=True, and then they are not read. A file that is damaged,
+    has other names, is no regular file, or changes while it is read is a ValueError.
     """
     name, form = _parse(path, saving=False)
     with _naming(name), _open(name) as file:
@@ -96,7 +95,7 @@ def load(path: Path, wanted: Collection[str] | Names, optional: Collection[str] 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """What is wrong with arrays that came from a file is wrong with the file: the error says which one."""
+    """An error about arrays that came from a file also names the file."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -116,7 +115,7 @@ def as_text(path: Path) -> str:
 
 
 def _parse(path: Path, saving: bool) -> tuple[str, _Format]:
-    """The path as text, asked for once, because it may be an object that changes its answer; the format."""
+    """The path as text, and the format. The path is asked once, because it can be an object that changes its answer."""
     name = as_text(path)
     suffix = os.path.splitext(name)[1]
     if suffix not in _FORMATS or "\0" in name:
@@ -128,7 +127,7 @@ def _parse(path: Path, saving: bool) -> tuple[str, _Format]:
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Whatever the system refuses, it refuses for this file, not for a part of it or for none."""
+    """An error of the system names this file, and not a temporary one or none."""
     try:
         yield
     except OSError as error:
@@ -139,7 +138,7 @@ def _naming(name: str) -> Iterator[None]:
 
 @contextmanager
 def _content(name: str) -> Iterator[None]:
-    """An error while the content is read is of many kinds, and none of them says which file."""
+    """Errors while the content is read are of many kinds. Give them one kind and the name of the file."""
     try:
         yield
     except MemoryError as error:
@@ -151,7 +150,7 @@ def _content(name: str) -> Iterator[None]:
 
 
 def _check_regular(name: str, mode: int) -> None:
-    """Others may block, or act on being opened, or have no end."""
+    """Refuse any other kind of file: it might block, act on being opened, or have no end."""
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
     if not stat.S_ISREG(mode):
@@ -161,7 +160,7 @@ def _check_regular(name: str, mode: int) -> None:
 
 def _open(name: str) -> _Reader:
     _check_regular(name, os.stat(name).st_mode)
-    # It may have been replaced since, and the open of a FIFO would wait.
+    # O_NONBLOCK, because the file might have been replaced since by a FIFO, whose opening would wait.
     fd = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     file = _Reader(io.FileIO(fd))
     try:
@@ -173,13 +172,13 @@ def _open(name: str) -> _Reader:
 
 
 def _replaceable(name: str) -> os.stat_result | None:
-    """The file that is there, or None. What could not be written in place is not replaced, either."""
+    """The status of the file that is there, or None. A file that could not be written in place is not replaced."""
     try:
         before = os.stat(name)
     except FileNotFoundError:
         return None
     _check_regular(name, before.st_mode)
-    if not before.st_mode & 0o222:  # the superuser could, and still it says no
+    if not before.st_mode & 0o222:  # the superuser could write it, but whoever made it read-only did not want that
         raise PermissionError(errno.EACCES, "The file is read-only", name)
     os.close(os.open(name, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0)))
     return before
@@ -191,7 +190,7 @@ def _take_over(fd: int, target: str, before: os.stat_result) -> None:
         return
     mode = stat.S_IMODE(before.st_mode)
     if not any(_give(fd, *owner) for owner in ((before.st_uid, before.st_gid), (-1, before.st_gid))):
-        os.fchmod(fd, mode & (0o707 | (mode & 0o007) << 3))  # another group may do no more than anybody could
+        os.fchmod(fd, mode & (0o707 | (mode & 0o007) << 3))  # another group can do no more than anybody could before
         return
     os.fchmod(fd, mode)
     with suppress(OSError, AttributeError):  # not every file system or system has them
@@ -209,7 +208,7 @@ def _give(fd: int, uid: int, gid: int) -> bool:
 
 
 def _sync_folder(folder: str) -> None:
-    """So that the new name outlasts a power cut. Where it cannot, the file is still the old or the new one."""
+    """Make the new name outlast a power cut. Where that is impossible, the file is still the old or the new one."""
     with suppress(OSError):
         fd = os.open(folder, os.O_RDONLY)
         try:
@@ -219,7 +218,7 @@ def _sync_folder(folder: str) -> None:
 
 
 class _Reader(io.BufferedReader):
-    """A file of which nobody takes more than a piece at a time, whatever lengths are written in it."""
+    """A file that is read a piece at a time at most, whatever lengths are written in it."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or size < 0:
@@ -230,7 +229,7 @@ class _Reader(io.BufferedReader):
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         if whence == 0 and not 0 <= offset <= os.fstat(self.fileno()).st_size:
-            raise ValueError(f"it leads to byte {offset}, where it has none")  # and not an OSError
+            raise ValueError(f"it leads to byte {offset}, where it has none")  # where seek() would give an OSError
         return super().seek(offset, whence)
 
 
@@ -249,7 +248,7 @@ def _check_names(
 
 
 def _few(names: Collection[str]) -> str:
-    """Names for an error: as many and as much of each as a reader can use."""
+    """Names for a message: at most eight, and at most 80 characters of each."""
     shown = [repr(name if len(name) < 80 else f"{name[:80]}...") for name in list(names)[:8]]
     return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
@@ -326,8 +325,8 @@ def _read_npz(file: IO[bytes], size: int) -> _Content:
     return _Content(members, read, note)
 
 
-# A .npy header is a Python literal. This is the part of the language that a plain array needs. NumPy has Python parse
-# it, whose parser fails on deep ones with a MemoryError, or worse.
+# A .npy header is a Python literal. These patterns are the part of the language that a plain array needs. NumPy lets
+# Python's parser read the header, but that fails on deeply nested ones with a MemoryError, or worse.
 _ENTRY = r"""(?x: ['"] (?: descr['"]\s*:\s*['"](?P<dtype{0}>[<>=|]?[iuf]\d{{1,2}})['"]
                          | fortran_order['"]\s*:\s*(?P<fortran{0}>True|False)
                          | shape['"]\s*:\s*\((?P<shape{0}>[\dL,\s]{{0,1000}})\) ) \s* )"""
@@ -357,7 +356,7 @@ def _read_npy(name: str, member: IO[bytes], size: int) -> NDArray[Any]:
 def _read_array(
     name: str, shape: tuple[int, ...], dtype: np.dtype[Any], size: int, read: Callable[[int], bytes], order: Any = "C"
 ) -> NDArray[Any]:
-    """An array of which the file says that it has this many bytes. No memory is taken before that is found right."""
+    """An array of `size` bytes, which its shape and dtype must need. No memory is taken before that is checked."""
     need = dtype.itemsize * math.prod(shape)
     if need != size:
         raise ValueError(f"{name} has {size} bytes where its shape {shape} and dtype {dtype} need {need}")
@@ -382,7 +381,7 @@ _TENSORS = {
 
 def _write_safetensors(state: State, file: IO[bytes], note: str | None) -> None:
     names = {np.dtype(dtype): name for name, dtype in _TENSORS.items()}
-    # The widest first, and all begin where their width says.
+    # The widest first, so that each array begins at a multiple of its width.
     arrays = sorted(state.items(), key=lambda item: -item[1].itemsize)
     header: dict[str, Any] = {} if note is None else {"__metadata__": {_NOTE: note}}
     end = 0
@@ -440,7 +439,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _extent(name: str, entry: Any) -> tuple[int, int]:
-    """Where the array begins and ends."""
+    """Where the array begins and ends, by its entry in the header, which is checked."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         sound = type(dtype) is str and type(shape) is list

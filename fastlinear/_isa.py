@@ -13,9 +13,9 @@ class InstructionSet(NamedTuple):
     machines: tuple[str, ...]
     """platform.machine() of the processors that have it, in lower case; () is all of them."""
     flags: tuple[str, ...]
-    """What GCC and Clang are told."""
+    """The flags for GCC and Clang."""
     features: tuple[str, ...]
-    """What the processor must have and the operating system must save, in GCC's names."""
+    """The features that the processor must have and the operating system must save, in GCC's names."""
 
 
 X86_64 = ("x86_64", "amd64")

@@ -1,5 +1,5 @@
-# What the compiled modules share: the kernels in use, what a call needs around them, the last look at arrays, memory
-# that Python cannot free, and the insides of a layer. _layer.pyx explains what has no words here.
+# The compiled modules share this: the kernels in use, what a call needs around them, the last look at arrays, memory
+# that Python cannot free, and the insides of a layer. What has no comment here has one in _layer.pyx.
 cimport cython
 cimport numpy as cnp
 from cpython.object cimport PyObject
@@ -25,7 +25,8 @@ cdef extern from "_atomic.h" nogil:
 # ---- the kernels in use, and what a call needs around them
 
 cdef enum:
-    # In multiply-adds. Below, the price of releasing the GIL (50 ns) or of waking a thread (some µs) is not earned.
+    # In multiply-adds. A smaller call takes too little time to be worth releasing the GIL (50 ns) or waking a thread
+    # (some µs).
     WORTH_RELEASING = 1 << 17
     WORTH_A_THREAD = 1 << 19
 
@@ -120,7 +121,7 @@ cdef Span span_of(Parameter p) noexcept
 # ---- what takes rows of in_features and gives rows of out_features, in one dtype
 
 cdef struct Pass:
-    # What a kernel gets, as it was at the last look.
+    # The arguments of a kernel, as they were at the last look.
     Py_ssize_t rows
     Span x, grad_output, result
 
@@ -153,7 +154,7 @@ cdef class Model:
         cdef char* begin = <char*> cnp.PyArray_DATA(a)
         return Span(begin, begin + rows * features * self.itemsize)
 
-    # Before the last look: numbers, conversions, allocation. What has a name may run Python code.
+    # Before the last look: numbers, conversions, allocation. A method with an argument `name` can run Python code.
 
     cdef inline double number(self, str name, value) except? -1
     cdef inline cnp.ndarray empty(self, cnp.ndarray x, Py_ssize_t features)

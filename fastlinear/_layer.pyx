@@ -3,12 +3,12 @@
 # cython: freethreading_compatible=True
 """The compiled base of Linear: a layer's memory, and the way from a call to a kernel.
 
-Every call goes the same way. First comes all that may run Python code: numbers, truth values, conversions, allocation.
-Then one look at the arrays, through NumPy's C API, says whether a kernel can work on them as they are. From there to
-the kernel no Python code runs, so what was seen is what the kernel finds. Arguments that do not pass the look are
-converted, or refused, and looked at again.
+Every call goes the same way. Everything that can run Python code comes first: numbers, truth values, conversions,
+allocation. Then one look at the arrays, through NumPy's C API, tells whether a kernel can work on them as they are.
+From there to the kernel no Python code runs, so the kernel finds what was seen. Arguments that do not pass the look are
+converted and looked at again, or refused.
 
-Methods are plain descriptors (binding=False), because those check that self is a Layer.
+Methods are plain descriptors (binding=False), because these check that self is a Layer.
 """
 cimport cython
 cimport numpy as cnp
@@ -77,7 +77,7 @@ cdef size_t thread_stack_size = 0       # of OpenMP's threads; 0 is the system's
 
 
 def use_kernels(module, elementwise_module):
-    """Make everything run on these: a build of _kernels.pyx and one of _elementwise.pyx, or reference.py twice."""
+    """Make everything run on these modules: builds of _kernels.pyx and _elementwise.pyx, or reference.py twice."""
     global kernels, elementwise
     modules_ever_used.append((module, elementwise_module))
     kernels, elementwise = module, elementwise_module
@@ -135,7 +135,7 @@ cdef Kernels* kernels_of(bint is_double) noexcept:
 
 
 cdef Elementwise* elementwise_of(bint is_double) noexcept:
-    """As kernels_of()."""
+    """The same for what is done to every element."""
     cdef ElementwiseTable* both = <ElementwiseTable*> load_pointer(&elementwise_table)
     if both == NULL:
         return NULL
@@ -148,26 +148,27 @@ cdef object kernel_module():
 
 
 cdef object elementwise_module():
-    """As kernel_module()."""
+    """The same for what is done to every element."""
     return elementwise
 
 
 cdef void release_gil(Work* work, double size) noexcept:
-    """Let other Python threads run during that many multiply-adds, if they outlast the price."""
+    """Let other Python threads run during `size` multiply-adds, if these take longer than releasing the GIL does."""
     work.threads = 1
     work.state = PyEval_SaveThread() if size >= WORTH_RELEASING else NULL
 
 
 cdef int begin(Work* work, double size, size_t more) except -1:
-    """Get what kernels need for that many multiply-adds, and release the GIL if they outlast its price.
+    """Get what kernels need for `size` multiply-adds, and release the GIL if these take longer than that does.
 
-    With `more` bytes of scratch for each thread, for the caller itself: after the kernels' threads times SCRATCH_BYTES.
-    Runs no Python code, for the arrays have been looked at. Raises for what it cannot get, with nothing written yet.
+    The caller itself gets `more` bytes of scratch for each thread; they lie after the kernels' own, which are threads
+    times SCRATCH_BYTES. No Python code runs, because the arrays have been looked at. If there is no memory, this raises
+    before anything is written.
     """
     release_gil(work, size)
     if size >= 2 * WORTH_A_THREAD:
         work.threads = <int> min(<double> threads_now(), size / WORTH_A_THREAD)
-    # Before the threads are tried: what that finds free must still be so when OpenMP makes them.
+    # This comes before the threads are tried: the memory that they find free must still be free when OpenMP makes them.
     work.scratch = thread_scratch(work.threads * (SCRATCH_BYTES + more))
     if work.scratch == NULL:
         work.threads = 1
@@ -238,7 +239,7 @@ cdef enum:
 
 
 cdef Memory new_memory(Py_ssize_t nbytes):
-    """Zeros, from the beginning of a cache line."""
+    """New memory, full of zeros, that begins on a cache line."""
     cdef Memory memory = Memory.__new__(Memory)
     cdef cnp.npy_intp size = nbytes + ALIGNMENT
     memory.owner = cnp.PyArray_ZEROS(1, &size, cnp.NPY_BYTE, 0)
@@ -248,7 +249,7 @@ cdef Memory new_memory(Py_ssize_t nbytes):
 
 
 cdef Memory memory_of(cnp.ndarray array):
-    """What holds the memory of an array. An array that owns it hands it over, and is a view from then on."""
+    """The object that holds the memory of an array. An array that owns it hands it over, and is a view from then on."""
     cdef object at = array
     cdef Memory memory
     while cnp.PyArray_Check(at):
@@ -274,7 +275,7 @@ cdef Memory memory_of(cnp.ndarray array):
 
 
 cdef Memory taken_over(cnp.ndarray array):
-    """The memory that an array owned until now; None if it is not its owner, or not one that can let go."""
+    """The memory that an array owned until now. None if it is not the owner, or is one that cannot let go."""
     cdef Memory memory
     cdef cnp.ndarray owner
     cdef cnp.npy_intp size = cnp.PyArray_NBYTES(array)
@@ -312,7 +313,7 @@ def zeros(tuple shape, cnp.dtype kind not None):
 @cython.final
 @cython.no_gc
 cdef class Parameter:
-    """One of a layer's arrays: where it is, which never changes, and the ndarray that is handed out for it."""
+    """One of a layer's arrays: its place, which never changes, and the ndarray that is handed out for it."""
     cdef cnp.ndarray view(self):
         """A new ndarray on the memory."""
         view = cnp.PyArray_SimpleNewFromData(self.ndim, self.shape, self.typenum, self.span.begin)
@@ -331,11 +332,11 @@ cdef class Parameter:
         return True
 
     cdef inline bint is_at(self, a) noexcept:
-        """Whether `a` is an ndarray on this memory, and all of it."""
+        """Whether `a` is an ndarray on exactly this memory."""
         return self.matches(a) and cnp.PyArray_DATA(<cnp.ndarray> a) == self.span.begin
 
     cdef cnp.ndarray array(self):
-        """What is handed out: the same ndarray each time, but a new one once somebody has given it another shape."""
+        """The ndarray that is handed out: the same each time, until somebody gives it another shape."""
         cdef cnp.ndarray fresh
         with cython.critical_section(self):
             if not self.is_at(self.handed_out):
@@ -354,7 +355,7 @@ cdef class Parameter:
 
 
 cdef Parameter parameter_on(cnp.ndarray array):
-    """The parameter that is where this array is."""
+    """A parameter on the memory of this array."""
     cdef Parameter p = Parameter.__new__(Parameter)
     cdef int axis
     p.typenum, p.ndim = cnp.PyArray_TYPE(array), cnp.PyArray_NDIM(array)
@@ -376,14 +377,14 @@ cdef cnp.ndarray view_of(Parameter p):
 
 
 cdef Span span_of(Parameter p) noexcept:
-    """The bytes of a parameter; none of None."""
+    """The bytes of a parameter. None has no bytes."""
     return Span(NULL, NULL) if p is None else p.span
 
 
-# No cycle can go through a model's own members, so the garbage collector need not come here.
+# No cycle can go through a model's own members, so the garbage collector need not look here.
 @cython.no_gc
 cdef class Model:
-    """What takes rows of in_features and gives rows of out_features, in one dtype, and how it looks at its arguments.
+    """Takes rows of in_features and gives rows of out_features, in one dtype. Here is how it looks at its arguments.
 
     A subclass has the methods _as_array, _check_mask and _number, for arguments that are not plain ndarrays and floats.
     """
@@ -423,7 +424,7 @@ cdef class Model:
         return PyArray_EMPTY(last + 1, shape, self.typenum, 0)
 
     cdef cnp.ndarray taken(self, str name, value):
-        """value as an ndarray of any kind. All Python code that a conversion may run runs here."""
+        """value as an ndarray of any kind. All Python code that a conversion can run runs here."""
         self.check_bound()
         if PyArray_CheckExact(value):
             return value
@@ -436,7 +437,7 @@ cdef class Model:
         return value
 
     cdef int taken_out(self, out) except -1:
-        """The same of out, which is not converted: a mask of it would be lost."""
+        """The same for out, which is not converted. A masked array is refused, because its mask would be lost."""
         if not PyArray_CheckExact(out) and cnp.PyArray_Check(out):
             self._check_mask("out", out)
         if cnp.PyArray_Check(out) and cnp.PyArray_ISWRITEABLE(out):
@@ -445,14 +446,14 @@ cdef class Model:
         return 0
 
     cdef int check_cast(self, str name, cnp.ndarray array) except -1:
-        """Whether its dtype casts safely to the model's."""
+        """Raise unless its dtype casts safely to the model's."""
         if not PyArray_CanCastTypeTo(dtype_of(array), self.dtype, cnp.NPY_SAFE_CASTING):
             from fastlinear.linear import _check_cast
             _check_cast(f"{self._name}: {name}", dtype_of(array), self.dtype, "the model's")
         return 0
 
     cdef int check_rows(self, str name, cnp.ndarray array, Py_ssize_t features) except -1:
-        """Whether can_read() will let it pass when it is plain."""
+        """Raise unless can_read() will let the array pass once it is plain."""
         self.check_cast(name, array)
         if not has_features(array, features):
             from fastlinear._advice import for_rows
@@ -468,7 +469,7 @@ cdef class Model:
         return 0
 
     cdef int check_out(self, out, cnp.ndarray x, Py_ssize_t features) except -1:
-        """Whether a result of x's shape, but for the last axis, can be copied into out, if there is one."""
+        """Raise unless a result of x's shape, but for the last axis, can be copied into out, if there is one."""
         if out is None:
             return 0
         if not cnp.PyArray_Check(out):
@@ -483,13 +484,13 @@ cdef class Model:
         return 0
 
     cdef cnp.ndarray plain(self, cnp.ndarray array):
-        """A C-contiguous, aligned array of the model's dtype: this one, if it is so. Runs no Python code."""
+        """A C-contiguous, aligned array of the model's dtype: this one, if it is like that. Runs no Python code."""
         Py_INCREF(self.dtype)       # PyArray_FromArray takes it over
         return PyArray_FromArray(
             array, self.dtype, cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_ENSUREARRAY)
 
     cdef bint apart_from_memory(self, Span a) noexcept:
-        """Whether a shares no byte with the parameters and gradients, which backward writes to."""
+        """Whether `a` shares no byte with the parameters and the gradients, which backward writes to."""
         return True
 
     cdef cnp.ndarray plain_apart(self, cnp.ndarray array):
@@ -515,8 +516,8 @@ cdef class Layer(Model):
     def _bind(self, weight, bias, grad_weight=None, grad_bias=None):
         """Take these C-contiguous, aligned, writable arrays, of one dtype and fitting shapes, as the layer's memory.
 
-        For life: a call that has released the GIL reads it wherever it is. An array that owns its memory does so no
-        longer (see memory_of).
+        The layer keeps them for life, because a call that has released the GIL reads them. An array that owned its
+        memory owns it no longer (see memory_of).
         """
         cdef Parameter w, b, grad_w, grad_b
         check_to_bind("weight", weight, None, 2)
@@ -538,11 +539,11 @@ cdef class Layer(Model):
             self.set_form(w.typenum, w.shape[1], w.shape[0])
 
     cdef inline double size(self, Py_ssize_t rows) noexcept:
-        """How many multiply-adds so many rows take, for begin()."""
+        """The multiply-adds of so many rows, for begin()."""
         return <double> rows * self.in_features * self.out_features
 
     cdef inline int check_writable(self, Parameter weight, Parameter bias) except -1:
-        """An owner may have frozen a parameter: layer.weight.flags.writeable = False."""
+        """Raise if somebody has frozen a parameter (layer.weight.flags.writeable = False)."""
         if weight.is_frozen() or (bias is not None and bias.is_frozen()):
             raise ValueError(
                 f"{self!r}: its memory was made read-only (flags.writeable = False), so it cannot change")
@@ -558,7 +559,7 @@ cdef class Layer(Model):
         if self.b is not None:
             bias = parameter_on(zeros((self.out_features,), self.dtype))
         with cython.critical_section(self):
-            # Whoever comes first makes them; nothing since can have been between this look and the last line.
+            # Whoever comes first makes them, and nobody else can come between this look and the last line.
             if not self.has_gradients:
                 self.grad_W, self.grad_b = weight, bias
                 self.grad_w_span, self.grad_b_span = span_of(weight), span_of(bias)
@@ -598,7 +599,7 @@ cdef class Layer(Model):
         return True
 
     cdef inline bint can_write_grad_input(self, Pass* p, result, x, bint input_grad) noexcept:
-        """Whether it can write grad_input as well; result is None if nobody wants it. After can_read_both()."""
+        """After can_read_both(): whether a kernel can write grad_input as well. result is None if nobody wants it."""
         p.result = Span(NULL, NULL)
         if not input_grad:
             return result is None
@@ -619,7 +620,7 @@ cdef class Layer(Model):
                 and self.apart_from_parameters(p.x) and self.apart_from_parameters(p.grad_output))
 
     cdef int check_both(self, cnp.ndarray x, cnp.ndarray grad_output, out, bint input_grad) except -1:
-        """The same of x and grad_output together, and of where grad_input is to go."""
+        """Raise unless x and grad_output fit the layer and each other, and grad_input can go where it is to go."""
         if (self.in_features != self.out_features and has_features(x, self.out_features)
                 and has_features(grad_output, self.in_features)):
             raise ValueError(f"{self._name}: x must have {self.in_features} features in its last axis, got shape "
@@ -670,7 +671,7 @@ cdef class Layer(Model):
 
     @property
     def bias(self):
-        """The bias b, an ndarray (out_features,), or None. Else as weight."""
+        """The bias b, an ndarray (out_features,), or None. Reading and assigning it works as for weight."""
         self.check_bound()
         return array_of(self.b)
 
@@ -681,9 +682,9 @@ cdef class Layer(Model):
 
     @property
     def grad_weight(self):
-        """The gradient of weight, an ndarray (out_features, in_features), C-contiguous; backward accumulates into it.
+        """The gradient of weight, an ndarray (out_features, in_features), C-contiguous. backward accumulates into it.
 
-        Made, and zero, when first used: a layer that only runs forward has none.
+        It is made, full of zeros, when it is first used. A layer that only runs forward has none.
         """
         self.ensure_gradients()
         return self.grad_W.array()
@@ -695,7 +696,7 @@ cdef class Layer(Model):
 
     @property
     def grad_bias(self):
-        """The gradient of bias, an ndarray (out_features,), or None for a layer without bias. Else as grad_weight."""
+        """The gradient of bias, an ndarray (out_features,), or None for a layer without bias. See grad_weight."""
         self.ensure_gradients()
         return array_of(self.grad_b)
 
@@ -705,7 +706,7 @@ cdef class Layer(Model):
         self.assign("grad_bias", self.grad_b, value)
 
     cdef int assign(self, str name, Parameter p, value) except -1:
-        """What `layer.weight = value` and its like do."""
+        """`layer.weight = value` and its like."""
         if p is None:
             raise ValueError(f"{self._name}: there is no {name}: the layer was made with bias=False")
         if not p.matches(value):
@@ -718,7 +719,7 @@ cdef class Layer(Model):
         return 0
 
     def _memory(self):
-        """weight, bias, grad_weight, grad_bias, as they are: None for what the layer does not have (yet)."""
+        """weight, bias, grad_weight and grad_bias themselves. None for what the layer does not have, or not yet."""
         self.check_bound()
         if not load_int(&self.has_gradients):
             return self.W.array(), array_of(self.b), None, None
@@ -730,21 +731,21 @@ cdef class Layer(Model):
         return self.values(name, {"weight": self.W, "bias": self.b}[name], value).copy()
 
     def _store(self, weight, bias):
-        """Copy values, of the very shape and dtype, into the parameters: into both or none."""
+        """Copy values of the right shape and dtype into the parameters: into both, or into none."""
         self.check_bound()
         self.check_writable(self.W, self.b)
         self.check_values(weight, bias)
         self.copy_values(weight, bias)
 
     cdef int check_values(self, weight, bias) except -1:
-        """Whether copy_values() can take them."""
+        """Raise unless copy_values() can take them."""
         if not (self.W.matches(weight) and (bias is None if self.b is None else self.b.matches(bias))):
             raise ValueError(
                 f"{self._name}: weight and bias must be C-contiguous ndarrays of the layer's shapes and dtype")
         return 0
 
     cdef void copy_values(self, weight, bias) noexcept:
-        """Into the parameters. Runs no Python code."""
+        """Copy values into the parameters. Runs no Python code."""
         memmove(self.w_span.begin, cnp.PyArray_DATA(weight), self.w_span.end - self.w_span.begin)
         if bias is not None:
             memmove(self.b_span.begin, cnp.PyArray_DATA(bias), self.b_span.end - self.b_span.begin)
@@ -757,7 +758,7 @@ cdef class Layer(Model):
     def forward(self, x, out=None):
         """y = x Wᵀ + b for every row of x (Torch7: forward, updateOutput; BLAS: gemm, gemv). ``layer(x)`` is the same.
 
-        x: (..., in_features). out: (..., out_features), overwritten, may overlap anything; made new if None.
+        x: (..., in_features). out: (..., out_features), overwritten; made new if None. It can overlap anything.
         Returns out. Raises TypeError for a dtype that does not cast safely, ValueError for a wrong shape.
 
         >>> layer = Linear.from_weights([[1, 2, 3], [4, 5, 6]], [10, 20])
@@ -775,8 +776,8 @@ cdef class Layer(Model):
         """backward_params and backward_input in one call (Torch7: backward).
 
         x: (..., in_features), grad_output: (..., out_features), with the same leading axes. grad_weight and grad_bias
-        are accumulated, with grad_output times scale; grad_input is not scaled. It overwrites out (..., in_features),
-        or a new array if None. Returns grad_input, or None with input_grad=False.
+        are accumulated, with grad_output multiplied by scale; grad_input is not scaled. grad_input overwrites out
+        (..., in_features), or a new array if None. Returns grad_input, or None with input_grad=False.
         Raises TypeError for a dtype that does not cast safely, ValueError for a wrong shape.
 
         >>> layer = Linear.from_weights([[1, 2, 3], [4, 5, 6]])
@@ -792,8 +793,8 @@ cdef class Layer(Model):
         """grad_weight += scale · grad_outputᵀ x and grad_bias += scale · Σ grad_output (Torch7: accGradParameters;
         BLAS: gemm, ger).
 
-        x: (..., in_features), grad_output: (..., out_features), with the same leading axes. The rows are added one
-        after another, grad_output times scale first. Both gradients are accumulated. Returns None.
+        x: (..., in_features), grad_output: (..., out_features), with the same leading axes. Both gradients are
+        accumulated: the rows are added one after another, and grad_output is multiplied by scale first. Returns None.
         Raises TypeError for a dtype that does not cast safely, ValueError for a wrong shape.
 
         >>> layer = Linear(3, 2)
@@ -843,9 +844,9 @@ cdef class Layer(Model):
         """grad_input, and the plain SGD step W −= lr · grad_outputᵀ x, b −= lr · Σ grad_output, in one pass over W
         (Torch7: updateGradInput, then accUpdateGradParameters).
 
-        x: (..., in_features), grad_output: (..., out_features), with the same leading axes. No gradient buffer is
-        touched or needed. grad_input comes from the weights as they were before the step; it overwrites out
-        (..., in_features), or a new array if None. Returns grad_input, or None with input_grad=False.
+        x: (..., in_features), grad_output: (..., out_features), with the same leading axes. weight and bias are changed
+        in place; no gradient is touched or needed. grad_input comes from the weights as they were before the step. It
+        overwrites out (..., in_features), or a new array if None. Returns grad_input, or None with input_grad=False.
         Raises TypeError for a dtype that does not cast safely, ValueError for a wrong shape.
 
         >>> layer = Linear.from_weights([[1, 2, 3], [4, 5, 6]])
@@ -885,9 +886,10 @@ cdef class Layer(Model):
     # ---- the parameters
 
     def step(self, lr):
-        """weight −= lr · grad_weight, bias −= lr · grad_bias (Torch7: updateParameters; BLAS: axpy). Returns None.
+        """weight −= lr · grad_weight and bias −= lr · grad_bias (Torch7: updateParameters; BLAS: axpy). Returns None.
 
-        The gradients stay as they are; zero_grad begins the next ones.
+        The gradients stay as they are; call zero_grad before you accumulate the next ones. Raises TypeError if lr is no
+        real number, ValueError if lr does not fit the dtype or a parameter was made read-only.
 
         >>> layer = Linear.from_weights([[1, 2, 3]], [0])
         >>> layer.backward_params([1, 0, 2], [1])
@@ -915,7 +917,14 @@ cdef class Layer(Model):
     def zero_grad(self):
         """Set grad_weight and grad_bias to zero (Torch7: zeroGradParameters; PyTorch: zero_grad). Returns None.
 
-        Gradients that were never used are zero already, and are not made.
+        Gradients that were never used are zero already, and are not made. Raises ValueError if a gradient was made
+        read-only.
+
+        >>> layer = Linear(3, 1)
+        >>> layer.backward_params([1, 0, 2], [1])
+        >>> layer.zero_grad()
+        >>> layer.grad_weight
+        array([[0., 0., 0.]], dtype=float32)
         """
         cdef Work work
         self.check_bound()
@@ -998,7 +1007,7 @@ cdef inline run_backward(Layer self, x, grad_output, out, double scale, bint inp
 
 
 cdef delivered(result, out):
-    """The result, in out if there is one. Where it was computed apart, out may overlap anything and lie anyhow."""
+    """The result, in out if there is one. A result that was computed apart is copied, so out can have any layout."""
     if out is None or result is out:
         return result
     if result is not None:
@@ -1037,7 +1046,7 @@ cdef cnp.ndarray empty_as(cnp.ndarray x):
 
 
 cdef cnp.ndarray floating(str function, value):
-    """value as a contiguous array of float32 or float64, whichever it casts safely to. Runs Python code."""
+    """value as a contiguous array of float32, or else float64, if its dtype casts safely to that. Runs Python code."""
     from fastlinear.linear import _array
     cdef cnp.ndarray array = _array(f"{function}: x", value)
     for dtype in (cnp.PyArray_DescrFromType(cnp.NPY_FLOAT), cnp.PyArray_DescrFromType(cnp.NPY_DOUBLE)):
@@ -1070,7 +1079,7 @@ cdef int check_activated(str function, int kind, cnp.ndarray x, out) except -1:
 
 
 def activate(str function, int kind, x, out=None):
-    """What the functions of activations.py do; `kind` as in reference.ACTIVATIONS."""
+    """The functions of activations.py. kind is a place in reference.ACTIVATIONS."""
     cdef Work work
     cdef Py_ssize_t columns, n
     cdef object y = out
@@ -1086,7 +1095,7 @@ def activate(str function, int kind, x, out=None):
     n, columns = cnp.PyArray_SIZE(<cnp.ndarray> x), 1
     if cnp.PyArray_NDIM(<cnp.ndarray> x) > 0:
         columns = cnp.PyArray_DIMS(<cnp.ndarray> x)[cnp.PyArray_NDIM(<cnp.ndarray> x) - 1]
-    table = compiled_elementwise(cnp.PyArray_TYPE(<cnp.ndarray> x))
+    table = elementwise_of(cnp.PyArray_TYPE(<cnp.ndarray> x) == cnp.NPY_DOUBLE)
     if n == 0:
         return delivered(y, out)
     if table == NULL:
@@ -1102,16 +1111,8 @@ def activate(str function, int kind, x, out=None):
     return delivered(y, out)
 
 
-cdef inline Elementwise* compiled_elementwise(int typenum) noexcept:
-    """Those in use now, for float32 or float64; NULL for the reference."""
-    cdef ElementwiseTable* both = <ElementwiseTable*> load_pointer(&elementwise_table)
-    if both == NULL:
-        return NULL
-    return &both.of_double if typenum == cnp.NPY_DOUBLE else &both.of_float
-
-
 cdef int check_to_bind(str name, array, cnp.ndarray weight, int ndim) except -1:
-    """Kernels trust the layer's memory, whoever has bound it."""
+    """Raise unless the array can be a layer's memory, which the kernels trust."""
     cdef cnp.ndarray a
     if array is None:
         return 0

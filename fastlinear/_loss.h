@@ -1,9 +1,10 @@
 /* The losses: value and gradient in one pass, on the vectors of _vector.h.
 
-   A loss returns the sum over the rows, in double; the gradient of an element's loss by the output, times scale, goes to
-   out, which may be the output itself. What is rounded, and in which order, is written out: an element's loss and
-   gradient are the same in any lane and row, and on every instruction set with FMA. The sum over the elements is that of
-   _sum.h; softmax's sums are so over a row, and its rows are added one after another. A NaN goes through to the result.
+   A loss returns the sum over the rows, in double. The gradient of each element's loss by the output, times scale, goes to
+   out, which can be the output itself. Every rounding and its place in the order are written out, so an element's loss
+   and gradient are the same in any lane and row, and on every instruction set with FMA. Elements are added up as in
+   _sum.h. With softmax that is done over each row, and the rows are added one after another. A NaN goes through to the
+   result.
 
    The file includes itself once for each dtype, as _tile.h does. */
 #ifndef FASTLINEAR_LOSS_H
@@ -19,11 +20,11 @@
 static const double ATANH[] = {2 / 3.,  2 / 5.,  2 / 7.,  2 / 9.,  2 / 11., 2 / 13., 2 / 15., 2 / 17.,
                                2 / 19., 2 / 21., 2 / 23., 2 / 25., 2 / 27., 2 / 29., 2 / 31., 2 / 33.};
 enum { ATANH_TERMS_f32 = 7, ATANH_TERMS_f64 = 16, ATANH_TERMS_LOG = 11 };
-/* Below, e^z counts as 0: the smallest normal numbers. */
+/* For z below NEVER, e^z is about the smallest normal number or less, and counts as 0. */
 static const float NEVER_f32 = -87;
 static const double NEVER_f64 = -708;
 
-/* log(x) for x >= 1, or NaN; without fma, which not every instruction set has. */
+/* log(x) for x >= 1, or NaN for NaN. It uses no fma, because not every instruction set has one. */
 INLINE double log_of_sum(double x) {
     uint64_t bits;
     if (!(x < INFINITY)) return x;
@@ -41,7 +42,7 @@ INLINE double log_of_sum(double x) {
     return (double)n * 0x1.62e42fefa39efp-1 + (s * w * series + 2 * s);
 }
 
-/* Labels, and the row that the next elements begin in. */
+/* Labels, and the row in which the next elements begin. */
 struct places {
     const int64_t *labels;
     ptrdiff_t rows, columns, row;
@@ -69,8 +70,8 @@ struct places {
 
 #define TO_EACH(c) NAME(splat)((REAL)(c))
 
-/* e^z for z <= 0: exp_parts, but with the polynomial in pairs, then pairs of pairs, ..., because learning row by row waits
-   for it. In one chain that is ten cycles longer. */
+/* e^z for z <= 0, as by exp_parts, but the polynomial is added up in pairs, then in pairs of pairs, ... Learning row by row
+   waits for it, and in one chain it would take ten cycles longer. */
 INLINE VEC NAME(power)(VEC z) {
     enum { TERMS = sizeof NAME(EXP) / sizeof(REAL) };
     VEC sums[TERMS], t, n, r, square, power;
@@ -99,7 +100,7 @@ INLINE VEC NAME(log_1_plus)(VEC x) {
     return NAME(fma)(NAME(mul)(s, w), series, NAME(add)(s, s));
 }
 
-/* ---- the losses of single elements: the target is a number, or 1 for the label's element and -1 for others */
+/* ---- the losses of single elements: the target is a number, or 1 for the label's element and -1 for the others */
 
 INLINE VEC NAME(squared_error)(VEC output, VEC target, VEC *gradient) {
     const VEC d = NAME(sub)(output, target);
@@ -121,7 +122,7 @@ INLINE VEC NAME(hinge)(VEC score, VEC sign, VEC *gradient) {
 }
 
 INLINE VEC NAME(logistic)(VEC score, VEC sign, VEC *gradient) {
-    /* The gradient as soon as can be after the score: z has its magnitude, and the sign goes into what is divided. */
+    /* The gradient is ready as soon as possible after the score: |z| is |score|, and the sign goes into the numerator. */
     const VEC minus_sign = NAME(neg)(sign), minus_z = NAME(mul)(minus_sign, score);
     const VEC e = NAME(power)(NAME(signed_as)(score, TO_EACH(-1)));
     const VEC odds = NAME(select_less)(NAME(zero)(), minus_z, minus_sign, NAME(mul)(minus_sign, e));
@@ -131,8 +132,8 @@ INLINE VEC NAME(logistic)(VEC score, VEC sign, VEC *gradient) {
 
 /* ---- the loops */
 
-/* For the CHAINS elements from `at` on, 1 where a row's label is, else -1; of one column, where the label is 1. Nobody
-   keeps other threads from changing labels that have been checked, so a place is looked at before it is written. */
+/* For the CHAINS elements from `at` on: 1 for the element of a row's label, -1 for the others. With one column: 1 where
+   the label is 1. Other threads can change labels that have been checked, so each place is checked before it is written. */
 INLINE void NAME(signs)(struct places *p, ptrdiff_t at, REAL *sign) {
     if (p->columns == 1) {
         const int64_t *labels = p->labels + at;
@@ -196,7 +197,7 @@ OF_LABELS(logistic)
 #undef OF_NUMBERS
 #undef OF_LABELS
 
-/* The largest element, in any order the same; a NaN is passed over. */
+/* The largest element, which is the same in any order; a NaN is passed over. */
 INLINE REAL NAME(highest)(const REAL *row, ptrdiff_t columns) {
     VEC most = TO_EACH(-INFINITY);
     REAL lane[WIDTH];

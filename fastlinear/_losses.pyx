@@ -3,8 +3,8 @@
 # cython: freethreading_compatible=True
 """The losses: from a call to a kernel, which gives the value and the gradient in one pass.
 
-Every call goes the way of those in _layer.pyx: conversions and allocation first, then one look at the arrays, then the
-labels, then the kernel. The arithmetic is in _loss.h.
+Every call goes the same way as in _layer.pyx: conversions and allocation come first, then one look at the arrays, then
+the labels, then the kernel. The arithmetic is in _loss.h.
 """
 cimport numpy as cnp
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
@@ -57,7 +57,7 @@ cdef inline bint same_kind(cnp.ndarray a, cnp.ndarray b) noexcept:
 
 
 cdef inline bint is_alias(Span a, Span b) noexcept:
-    """Whether a kernel that goes over both side by side can write one: they are the same, or apart."""
+    """Whether a kernel can write one while it reads the other: they begin at the same address, or are apart."""
     return a.begin == b.begin or apart(a, b)
 
 
@@ -81,7 +81,7 @@ cdef inline bint can_compare(Pass* p, output, target, result) noexcept:
 
 
 cdef inline bint can_classify(Pass* p, scores, labels, result) noexcept:
-    """The same of a loss of labels."""
+    """The same for a loss of labels."""
     cdef cnp.ndarray a
     cdef int axis, overflow = 0
     if not can_write(p, scores, result):
@@ -196,7 +196,7 @@ cdef object out_of_range(str name, label, Py_ssize_t place, cnp.ndarray scores):
 # ---- the calls
 
 cdef inline tuple finished(double total, Py_ssize_t rows, result, out):
-    """The mean over the rows, which is NaN for none, and the gradient, in out if there is one."""
+    """The mean over the rows, which is NaN if there are none, and the gradient, in out if there is one."""
     if out is not None and result is not out:
         cnp.PyArray_CopyInto(out, result)
     return total / rows if rows else NAN, result if out is None else out
@@ -267,10 +267,11 @@ cdef tuple of_labels(Loss loss, str name, scores, labels, out):
 
 
 def squared_error(output, target, out=None):
-    """Half the squared error, Σ (output − target)² / 2 over the outputs; the mean over the rows, and its gradient.
+    """Half the squared error, Σ (output − target)² / 2 over the outputs, as its mean over the rows and its gradient.
 
-    output: (..., outputs), target: the same shape. The gradient by output, (output − target) / rows, overwrites out, or
-    a new array if None; out may overlap anything. Returns (loss, gradient); the loss is a float.
+    output: (..., outputs), float32 or float64, or what casts safely to them. target: the same shape, and a dtype that
+    casts safely to output's. The gradient by output is (output − target) / rows. It overwrites out, or a new array if
+    None; out can overlap anything. Returns (loss, gradient), where the loss is a float.
     Raises TypeError for a dtype that does not cast safely, ValueError for a wrong shape.
 
     >>> loss, grad_output = squared_error(np.array([[1.0, 2.0], [3.0, 4.0]]), [[1, 0], [0, 4]])
@@ -284,9 +285,10 @@ def squared_error(output, target, out=None):
 
 
 def huber(output, target, out=None):
-    """Huber's loss, delta 1: d² / 2 where abs(d) ≤ 1, abs(d) − 1/2 elsewhere, d = output − target; summed over outputs.
+    """Huber's loss with delta 1, summed over the outputs: d² / 2 where abs(d) ≤ 1, and abs(d) − 1/2 elsewhere.
 
-    As squared_error; the gradient is d, but at most 1 and at least −1, divided by the rows.
+    Here d = output − target. Arguments, result and errors are those of squared_error. The gradient, which overwrites
+    out, is d limited to −1 and 1, divided by the rows.
 
     >>> huber(np.array([[0.5], [-3.0]]), [[0], [0]])
     (1.3125, array([[ 0.25],
@@ -296,13 +298,14 @@ def huber(output, target, out=None):
 
 
 def hinge(scores, labels, out=None):
-    """The hinge loss, max(0, 1 − z), z = ±score: + for the label's output, − for the others; summed over the outputs.
+    """The hinge loss, max(0, 1 − z), summed over the outputs: z is the score for the label's output, −score for others.
 
-    scores: (..., outputs), labels: (...), integers of any dtype, or bools. Of several outputs, each is one class
-    against the rest; one output is the score of label 1 against label 0. 1-D scores are one row with one label.
-    The mean over the rows is returned with its gradient by scores, ∓1 / rows where z ≤ 1 and 0 elsewhere, which
-    overwrites out, or a new array if None; out may overlap anything. Returns (loss, gradient); the loss is a float.
-    Raises ValueError for a label that there is no output for, or a wrong shape, and TypeError for a wrong dtype.
+    scores: (..., outputs), float32 or float64, or what casts safely to them. labels: (...), integers of any dtype, or
+    bools. With several outputs, each is one class against the rest. One output is the score of label 1 against label 0.
+    1-D scores are one row with one label. The loss is the mean over the rows. Its gradient by scores is ∓1 / rows where
+    z ≤ 1 and 0 elsewhere; it overwrites out, or a new array if None; out can overlap anything. Returns (loss,
+    gradient), where the loss is a float. Raises ValueError for a label that has no output or for a wrong shape, and
+    TypeError for a wrong dtype.
 
     >>> hinge(np.array([[0.5], [-2.0]]), [1, 0])
     (0.25, array([[-0.5],
@@ -312,14 +315,14 @@ def hinge(scores, labels, out=None):
 
 
 def log_loss(scores, labels, out=None):
-    """The logistic loss of one output, the softmax cross entropy of several: −log p(label).
+    """−log p(label): the logistic loss for one output, the cross entropy of a softmax for several.
 
-    scores: (..., outputs), labels: (...), integers of any dtype, or bools. One output is the score of label 1 against
-    label 0, p(1) = 1 / (1 + exp(−score)); of several, p = softmax(scores). 1-D scores are one row with one label.
-    The mean over the rows is returned with its gradient by scores, (p − [the label's output]) / rows, which overwrites
-    out, or a new array if None; out may overlap anything. Returns (loss, gradient); the loss is a float.
-    Scores of any size are fine. Raises ValueError for a label that there is no output for, or a wrong shape, and
-    TypeError for a wrong dtype.
+    scores: (..., outputs), float32 or float64, or what casts safely to them. labels: (...), integers of any dtype, or
+    bools. One output is the score of label 1 against label 0, p(1) = 1 / (1 + exp(−score)). For several outputs,
+    p = softmax(scores). 1-D scores are one row with one label. The loss is the mean over the rows. Its gradient by
+    scores is (p − 1) / rows for the label's output and p / rows for the others; it overwrites out, or a new array if
+    None; out can overlap anything. Returns (loss, gradient), where the loss is a float. No score is too large. Raises
+    ValueError for a label that has no output or for a wrong shape, and TypeError for a wrong dtype.
 
     >>> loss, grad_scores = log_loss(np.array([[0.0], [1e4]]), [1, 1])
     >>> round(loss, 6), grad_scores.ravel()

@@ -1,4 +1,4 @@
-/* What the processor and the build can do, in the few words that Python needs. */
+/* What the processor and the build can do, as far as Python needs to know it. */
 #ifndef FASTLINEAR_MACHINE_H
 #define FASTLINEAR_MACHINE_H
 
@@ -22,7 +22,7 @@ static inline int omp_get_max_threads(void) { return 1; }
 #define COMPILER "unknown"
 #endif
 
-/* What setup.py told the compiler. */
+/* The flags that setup.py gave to the compiler. */
 #if !defined(FASTLINEAR_FLAGS)
 #define FASTLINEAR_FLAGS "unknown"
 #endif

@@ -1,12 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: binding=False, embedsignature=True, embedsignature.format=clinic
 # cython: freethreading_compatible=True
-"""The compiled base of Sequential: layers with activations after them, from one call to the kernels of all.
+"""The compiled base of Sequential: layers with activations after them, in one call.
 
-A net is a plan that never changes: an array of stages, each a layer's memory and the activation after it. A call goes
-over the rows of its batch in blocks, so that a block's values stay in cache from stage to stage; a row's bits do not
-depend on its batch, nor do the sums over rows, which go on from block to block. Between the stages there is no Python.
-Arguments are looked at as in _layer.pyx.
+A net is a plan that never changes: an array of stages, each of which is a layer's memory and the activation after it. A
+call goes over the rows of its batch in blocks, so that the values of a block stay in cache from stage to stage. That
+changes no bit, because a row does not depend on its batch, and sums over rows go on from block to block. No Python runs
+between the stages. Arguments are looked at as in _layer.pyx.
 """
 cimport cython
 cimport numpy as cnp
@@ -36,13 +36,13 @@ cdef extern from "numpy/arrayobject.h":
 
 cdef enum:
     # Free to tune: no result depends on them.
-    BLOCK_BYTES = 1 << 17   # of the widest values of a block, so that what a stage has written is in L2 for the next
-    BLOCK_ROWS = 256            # but so many rows, because a block reads all weights (with 16 rows, backward through
-                                # layers of 1024 takes three times as long),
-    MOST_BLOCK_BYTES = 1 << 20  # unless they take more scratch than this
-    ROWS_A_THREAD = 32          # with fewer, threads share the outputs of each layer instead of the rows
+    BLOCK_BYTES = 1 << 17       # of the widest values of a block, so that the next stage finds them in L2
+    BLOCK_ROWS = 256            # a block has at least so many rows: it reads all weights (with 16 rows, backward
+                                # through layers of 1024 takes three times as long),
+    MOST_BLOCK_BYTES = 1 << 20  # unless so many rows would take more scratch than this
+    ROWS_A_THREAD = 32          # with fewer rows, threads share the outputs of each layer and not the rows
     ACTIVATION = 16             # multiply-adds that take as long as the activation of one value
-    LINE = 64                   # where each array in scratch and tape begins
+    LINE = 64                   # each array in scratch and tape begins at a multiple of this address
 
 
 cdef struct Stage:
@@ -56,13 +56,13 @@ cdef struct Stage:
 
 
 cdef struct Kept:
-    # What a tape has of a stage, for all rows.
+    # What a tape keeps of a stage, for all rows.
     char* before                # the activation; NULL where the derivative follows from what comes after it
     char* output
 
 
 cdef struct Rows:
-    # The rows of a call, and all that its stages need.
+    # The rows of a call, and everything that its stages need.
     Stage* stages
     Kept* kept                  # NULL without a tape
     Kernels* kernels
@@ -91,7 +91,7 @@ cdef inline bint needs_before(int kind) noexcept nogil:
 
 
 cdef inline int threads_for(const Stage* stage, Py_ssize_t rows, int threads) noexcept nogil:
-    """How many of the threads a stage's kernels are worth."""
+    """How many of the threads the work of a stage is worth."""
     cdef double size
     if threads == 1:
         return 1
@@ -101,7 +101,7 @@ cdef inline int threads_for(const Stage* stage, Py_ssize_t rows, int threads) no
 
 cdef void forward_rows(const Rows* r, Py_ssize_t first, Py_ssize_t last, int threads, char* scratch,
                        char* buffers) noexcept nogil:
-    """The outputs of rows first to last, with so many threads for each kernel."""
+    """The outputs of the rows from first up to last, with so many threads for each kernel."""
     cdef Py_ssize_t row, rows, width
     cdef char *source
     cdef char *before
@@ -134,7 +134,7 @@ cdef void forward_rows(const Rows* r, Py_ssize_t first, Py_ssize_t last, int thr
 
 
 cdef void forward_loops(const Rows* r, Py_ssize_t rows) noexcept nogil:
-    """The outputs of all rows: the threads share them where there are enough, or else each layer's outputs."""
+    """The outputs of all rows. Threads share the rows if there are enough, and otherwise the outputs of each layer."""
     cdef int thread
     if r.threads == 1 or rows < r.threads * <Py_ssize_t> ROWS_A_THREAD:
         forward_rows(r, 0, rows, r.threads, r.scratch, r.buffers)
@@ -145,13 +145,13 @@ cdef void forward_loops(const Rows* r, Py_ssize_t rows) noexcept nogil:
 
 
 cdef inline Py_ssize_t share(Py_ssize_t rows, int thread, int threads) noexcept nogil:
-    """Where a thread's rows begin; no product that could overflow."""
+    """Where a thread's rows begin, without a product that could overflow."""
     return rows // threads * thread + min(<Py_ssize_t> thread, rows % threads)
 
 
 cdef void backward_rows(const Rows* r, Py_ssize_t all_rows) noexcept nogil:
-    """The gradients of all rows, added or taken off (updates) in their order. The threads share each layer's work,
-    for no sum over rows may be divided."""
+    """The gradients of all rows, added in their order, or subtracted in an update. The threads share the work of each
+    layer, because a sum over rows must not be divided."""
     cdef char *gradient
     cdef char *source
     cdef char *target
@@ -207,20 +207,21 @@ cdef inline void accumulate(const Rows* r, const Stage* stage, const char* sourc
 
 
 cdef inline void gradients_of(const Stage* stage, Span* weight, Span* bias) noexcept nogil:
-    """Where a layer's gradients are, which must have been made."""
+    """Where a layer's gradients are. They must have been made."""
     weight[0] = (<Layer> stage.layer).grad_w_span
     bias[0] = (<Layer> stage.layer).grad_b_span
 
 
-# Its net may be a subclass whose attributes lead back to the tape. What a running call needs is not let go of by the
-# garbage collector (no_gc_clear): a cycle has a dict in it, which is.
+# The net can be a subclass whose attributes lead back to the tape. The garbage collector breaks such a cycle at the
+# dict in it, and never lets go of what a running call needs (no_gc_clear).
 @cython.final
 @cython.no_gc_clear
 cdef class Tape:
     """What Sequential.record() keeps for backward: a copy of x, and the values after each layer and its activation.
 
-    It is in memory of its own, so x may change, and so may the weights: backward uses these as they are by then. A tape
-    serves one net and one shape of batch, and any number of backward calls. record(x, tape) writes it again.
+    A tape has memory of its own, so x can change afterwards. The weights can change, too; backward uses them as they
+    are when it is called. A tape serves one net and one shape of batch, and any number of backward calls. record(x,
+    tape) writes it again. Only record() can make one; to make, copy or pickle it otherwise is a TypeError.
     """
     cdef Network net
     cdef Memory memory
@@ -242,9 +243,9 @@ cdef class Tape:
 
     @property
     def output(self):
-        """The net's output (..., out_features), an ndarray that cannot be written to: backward reads it.
+        """The net's output (..., out_features), an ndarray of the net's dtype.
 
-        It is the tape's own memory, so that record(x, tape) changes it.
+        It cannot be written to, because backward reads it. It is the tape's own memory, so record(x, tape) changes it.
         """
         cdef cnp.ndarray view
         if self.net is None:
@@ -279,7 +280,7 @@ cdef class Tape:
 
 
 cdef int make_tape(Tape tape, Network net, cnp.ndarray x) except -1:
-    """Make it one for batches of x's shape. Runs no Python code, for x has been looked at."""
+    """Make the tape one for batches of x's shape. No Python code runs, because x has been looked at."""
     cdef Py_ssize_t rows = rows_of(x), at = 0
     cdef double nbytes = 0
     cdef int s, axis
@@ -311,21 +312,21 @@ cdef int make_tape(Tape tape, Network net, cnp.ndarray x) except -1:
     return 0
 
 
-# As for Tape. The stages point into the layers' memory, which must outlast every call.
+# no_gc_clear as for Tape: the stages point into the layers' memory, which must outlast every call.
 @cython.no_gc_clear
 cdef class Network(Model):
     """The compiled base of Sequential; see there."""
     cdef tuple held             # the layers
     cdef Stage* stages
     cdef int depth
-    cdef Py_ssize_t widest      # the most values that there are between two stages
+    cdef Py_ssize_t widest      # the most values of a row between two stages
     cdef double row_size        # multiply-adds that a row takes
 
     def __dealloc__(self):
         PyMem_Free(self.stages)
 
     def _bind(self, tuple parts):
-        """Take these parts, Linears and names of activations, for life."""
+        """Take these parts, Linears and names of activations, which the net keeps for life."""
         cdef list layers = [], kinds = []
         cdef Layer layer
         cdef Stage* stages
@@ -396,7 +397,7 @@ cdef class Network(Model):
         return self.apart_from_parameters(a) and self.apart_from_gradients(a)
 
     cdef inline bint can_map(self, Pass* p, x, y) noexcept:
-        """Whether y can be computed from x as they are."""
+        """Whether the kernels can compute y from x as they are."""
         if not (self.can_read(x, self.in_features) and self.can_write(y, self.out_features)
                 and same_batch_shape(<cnp.ndarray> x, <cnp.ndarray> y)):
             return False
@@ -439,7 +440,7 @@ cdef class Network(Model):
         return 0
 
     cdef int check_writable(self, bint gradients) except -1:
-        """An owner may have frozen a layer's memory; then no layer changes."""
+        """Raise if somebody has frozen a layer's memory, so that no layer changes."""
         cdef Layer layer
         for layer in self.held:
             if gradients:
@@ -449,12 +450,12 @@ cdef class Network(Model):
         return 0
 
     def _store(self, list values):
-        """Copy a (weight, bias or None) for each layer, of the shape and dtype, into the parameters, all or none."""
+        """Copy a pair (weight, bias or None) of the right shapes and dtype into each layer: into all layers or none."""
         cdef Layer layer
         cdef int s
         cdef list weights = [], biases = []
         self.check_bound()
-        for weight, bias in values:     # once, for it may run Python code
+        for weight, bias in values:     # once, because this can run Python code
             weights.append(weight)
             biases.append(bias)
         self.check_writable(False)
@@ -483,7 +484,7 @@ cdef class Network(Model):
     def forward(self, x, out=None):
         """All parts, one after another, for every row of x (Torch7: forward). ``net(x)`` is the same.
 
-        x: (..., in_features). out: (..., out_features), overwritten, may overlap anything; made new if None.
+        x: (..., in_features). out: (..., out_features), overwritten; made new if None. It can overlap anything.
         Returns out. Raises TypeError for a dtype that does not cast safely, ValueError for a wrong shape.
 
         >>> net = Sequential(Linear.from_weights([[1, 2], [3, -4]]), "relu")
@@ -496,9 +497,9 @@ cdef class Network(Model):
     def record(self, x, tape=None):
         """A forward that keeps what backward needs. Returns the tape; ``tape.output`` is the output.
 
-        x: (..., in_features); the tape has a copy of it. tape: one that this net has recorded of a batch of the same
-        shape, which is written again, without an allocation; made new if None. Raises TypeError for a dtype that does
-        not cast safely, ValueError for a wrong shape or another net's tape.
+        x: (..., in_features); the tape has a copy of it. tape: a tape that this net has recorded for a batch of the
+        same shape; it is overwritten, without an allocation. It is made new if None. Raises TypeError for a dtype that
+        does not cast safely, ValueError for a wrong shape or another net's tape.
 
         >>> net = Sequential(Linear.from_weights([[1, 2], [3, -4]]), "relu")
         >>> tape = net.record([1, 1])
@@ -510,7 +511,7 @@ cdef class Network(Model):
         cdef Rows r
         cdef Tape t
         if tape is None:
-            t = Tape.__new__(Tape)      # before the look at x, for it may set off a garbage collection
+            t = Tape.__new__(Tape)      # before the look at x, because it can set off a garbage collection
         else:
             self.check_tape(tape)
             t = <Tape> tape
@@ -531,12 +532,12 @@ cdef class Network(Model):
         return t
 
     cdef int run_forward(self, Rows* r, Py_ssize_t rows, const char* to_copy) except -1:
-        """All rows through all stages; a tape's x is copied from to_copy."""
+        """Take all rows through all stages. The x of a tape is copied from to_copy."""
         cdef Work work
         if not self.prepare(r):
             return self.reference_forward(r, rows, to_copy)
         if rows == 0 or (self.out_features == 0 and to_copy == NULL):
-            return 0        # and rows without features may be more than can be counted through
+            return 0        # there can be so many rows without features that a loop over them would never end
         r.block = self.block_of(rows)
         r.buffer = 0 if r.kept != NULL or self.depth == 1 else lines(r.block * self.widest * self.itemsize)
         begin(&work, self.row_size * rows, 2 * r.buffer)
@@ -549,7 +550,7 @@ cdef class Network(Model):
         return 0
 
     cdef inline bint prepare(self, Rows* r) noexcept:
-        """The net's part of what a call needs. False where the reference is to run."""
+        """Fill in what the net knows of a call. False if the reference is to run it."""
         r.kernels, r.elementwise = kernels_of(self.is_double), elementwise_of(self.is_double)
         r.stages, r.depth, r.itemsize = self.stages, self.depth, self.itemsize
         return r.kernels != NULL and r.elementwise != NULL
@@ -563,12 +564,12 @@ cdef class Network(Model):
     # ---- backward
 
     def backward(self, tape, grad_output, out=None, scale=1.0, input_grad=True):
-        """The backward of all parts, the last one first; adds to every layer's gradients (Torch7: backward).
+        """The backward of all parts, the last one first, which adds to every layer's gradients (Torch7: backward).
 
-        tape: of record(); grad_output: (..., out_features), the gradient by tape.output, with the same leading axes.
-        grad_weight and grad_bias of each layer are accumulated, with the gradient times scale; grad_input is not
-        scaled. It overwrites out (..., in_features), or a new array if None. Returns grad_input, or None with
-        input_grad=False. The weights are used as they are now.
+        tape: from record(). grad_output: (..., out_features), the gradient by tape.output, with the same leading axes.
+        grad_weight and grad_bias of each layer are accumulated, with the gradient multiplied by scale; grad_input is
+        not scaled. grad_input overwrites out (..., in_features), or a new array if None. Returns grad_input, or None
+        with input_grad=False. The weights are used as they are now.
         Raises TypeError for a dtype that does not cast safely, ValueError for a wrong shape or another net's tape.
 
         >>> net = Sequential(Linear.from_weights([[1, 2], [3, -4]]), "relu")
@@ -584,9 +585,10 @@ cdef class Network(Model):
     def backward_update(self, tape, grad_output, lr, out=None, input_grad=True):
         """The backward_update of all parts, the last one first: grad_input, and the plain SGD step of every layer.
 
-        tape, grad_output, out and input_grad as for backward. No gradient buffer is touched or needed. A layer's
-        grad_input comes from its weights as they were before the step. Returns grad_input, or None with
-        input_grad=False. Raises as backward.
+        tape, grad_output, out and input_grad are as for backward. The parameters of every layer are changed in place;
+        no gradient is touched or needed. A layer's grad_input comes from its weights as they were before the step. That
+        of the net overwrites out, or a new array if None. Returns grad_input, or None with input_grad=False. Raises
+        what backward raises, and ValueError if lr is not finite.
 
         >>> net = Sequential(Linear.from_weights([[1, 2], [3, -4]]), "relu")
         >>> net.backward_update(net.record([1, 1]), [1, 1], lr=0.5)
@@ -639,7 +641,7 @@ cdef class Network(Model):
             r.block = p.rows if updates else self.block_of(p.rows)
             r.buffer = lines(r.block * self.widest * self.itemsize)
             if r.buffer > MOST_BLOCK_BYTES:
-                own = new_memory(2 * r.buffer)      # which is not kept for the thread's next call
+                own = new_memory(2 * r.buffer)      # unlike scratch, it is not kept for the thread's next call
             begin(&work, 3 * self.row_size * p.rows, 0 if own is not None else 2 * r.buffer)
             r.threads, r.scratch = work.threads, work.scratch
             r.buffers = <char*> own.begin if own is not None else work.scratch + work.threads * <size_t> SCRATCH_BYTES
@@ -714,14 +716,24 @@ cdef class Network(Model):
     # ---- the parameters
 
     cdef double learning_rate(self, lr) except? -1:
-        """lr as a number; one that is not finite would spoil every weight of every layer."""
+        """lr as a finite number: any other would spoil every weight of every layer."""
         cdef double rate = self.number("lr", lr)
         if not isfinite(rate):
             raise ValueError(f"{self._name}: lr must be finite, got {lr!r}")
         return rate
 
     def step(self, lr):
-        """Every layer's step: weight −= lr · grad_weight, bias −= lr · grad_bias. Returns None."""
+        """The step of every layer: weight −= lr · grad_weight and bias −= lr · grad_bias. Returns None.
+
+        Raises TypeError if lr is no real number, ValueError if it is not finite or a parameter was made read-only; then
+        no layer has changed.
+
+        >>> net = Sequential(Linear.from_weights([[1, 2]]), "relu")
+        >>> grad_input = net.backward(net.record([1, 1]), [1])
+        >>> net.step(lr=0.5)
+        >>> net.layers[0].weight
+        array([[0.5, 1.5]], dtype=float32)
+        """
         cdef double rate
         cdef Work work
         cdef Kernels* kernels
@@ -742,7 +754,17 @@ cdef class Network(Model):
         end(&work)
 
     def zero_grad(self):
-        """Set every layer's grad_weight and grad_bias to zero. Returns None."""
+        """Set grad_weight and grad_bias of every layer to zero. Returns None.
+
+        Gradients that were never used are zero already, and are not made. Raises ValueError if a gradient was made
+        read-only; then no layer has changed.
+
+        >>> net = Sequential(Linear.from_weights([[1, 2]]), "relu")
+        >>> grad_input = net.backward(net.record([1, 1]), [1])
+        >>> net.zero_grad()
+        >>> net.layers[0].grad_weight
+        array([[0., 0.]], dtype=float32)
+        """
         cdef Work work
         cdef Layer layer
         cdef int s
@@ -795,7 +817,7 @@ cdef call(Network self, x, out):
 
 @cython.wraparound(True)
 cdef int check_parts(str name, tuple parts, list layers, list kinds) except -1:
-    """Divide parts into layers and the kinds of the activations after them, if they make a net."""
+    """Divide parts into layers and the kinds of the activations after them, or raise if they make no net."""
     cdef Layer layer, before = None
     cdef Py_ssize_t place, place_before = 0
     known = ", ".join(ACTIVATIONS[1:])

@@ -1,14 +1,14 @@
 /* The optimisers' pass over a parameter, its gradient and its state, on the vectors of _vector.h.
 
-   The file includes itself once for each dtype, as _tile.h does. What is rounded, and in which order, is written out:
-   an element's result is the same in any lane, at any length, and on every instruction set with FMA. */
+   The file includes itself once for each dtype, as _tile.h does. Every rounding and its place in the order are written
+   out, so an element's result is the same in any lane, at any length, and on every instruction set with FMA. */
 #ifndef FASTLINEAR_OPTIMISER_H
 #define FASTLINEAR_OPTIMISER_H
 
 #include "_sum.h"
 #include "_vector.h"
 
-/* The numbers of a step. Each is rounded to the dtype only when it is used. */
+/* The numbers of a step. Each is rounded to the dtype when it is used, and not before. */
 struct sgd {
     double lr, momentum, weight_decay;
     int nesterov;
@@ -18,8 +18,8 @@ struct adam {
     double beta1, beta2;
     double correction;   /* 1 / sqrt(1 - beta2^t) */
     double eps;
-    double weight_decay; /* times the parameter is added to the gradient */
-    double decay;        /* times this is the parameter before the step: AdamW's 1 - lr weight_decay, else 1 */
+    double weight_decay; /* weight_decay times the parameter is added to the gradient */
+    double decay;        /* the parameter is multiplied by it first: 1 - lr weight_decay for AdamW, else 1 */
 };
 
 #undef REAL /* of another file that includes itself */
@@ -41,7 +41,7 @@ struct adam {
 
 #else
 
-/* Vector after vector, the last one in part; LOAD and STORE are for whole and for partial vectors. */
+/* One vector after another, of which the last can be a part. LOAD and STORE are those of whole or of partial vectors. */
 #define LOAD(p) NAME(load)((p) + j)
 #define STORE(p, v) NAME(store)((p) + j, v)
 #define LOAD_SOME(p) NAME(load_first)((p) + j, (int)(n - j))
@@ -51,7 +51,7 @@ struct adam {
     for (; j + WIDTH <= n; j += WIDTH) { STEP(LOAD, STORE) } \
     if (j < n) { STEP(LOAD_SOME, STORE_SOME) }
 
-/* Each product and each sum is rounded by itself, so that without momentum and weight_decay this is Layer.step. */
+/* Each product and each sum is rounded by itself. So without momentum and weight_decay this does what Layer.step does. */
 static void NAME(sgd_pass)(const REAL *gradient, REAL *parameter, REAL *buffer, ptrdiff_t n, const struct sgd *s) {
     const VEC lr = NAME(splat)((REAL)-s->lr), momentum = NAME(splat)((REAL)s->momentum);
     const VEC weight_decay = NAME(splat)((REAL)s->weight_decay);

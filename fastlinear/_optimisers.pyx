@@ -3,8 +3,8 @@
 # cython: freethreading_compatible=True
 """The compiled base of the optimisers: the state kept for each parameter, and a step over all of them in one call.
 
-As in _layer.pyx, all that may run Python code comes first; then each kernel goes over memory that neither a layer nor
-an optimiser ever moves or gives back. The arithmetic is in _optimiser.h.
+As in _layer.pyx, everything that can run Python code comes first. Then each kernel goes over memory that neither a
+layer nor an optimiser ever moves or gives back. The arithmetic is in _optimiser.h.
 """
 cimport cython
 cimport numpy as cnp
@@ -28,7 +28,7 @@ cdef enum:
 
 
 cdef struct Slot:
-    # What a kernel gets for one parameter.
+    # The arguments of a kernel for one parameter.
     void* parameter
     void* gradient
     void* buffers[2]
@@ -90,7 +90,7 @@ cdef inline Py_ssize_t size_of(Span span, bint is_double) noexcept:
 
 
 cdef inline Py_ssize_t lines(Span span) noexcept:
-    """The bytes of the cache lines that hold as much."""
+    """The bytes of a span, rounded up to whole cache lines."""
     return (span.end - span.begin + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
 
 
@@ -113,7 +113,7 @@ cdef class Optimiser:
     cdef double size                    # elements in all of them
     cdef int buffers                    # for each parameter, at most 2: a subclass says how many its step needs
     cdef double largest                 # finite number in the dtypes of all parameters
-    cdef int has_gradients              # whether the slots say where they are
+    cdef int has_gradients              # whether the slots say where the gradients are
     cdef double rate
     cdef readonly double weight_decay
     cdef object __weakref__
@@ -177,7 +177,7 @@ cdef class Optimiser:
         return 0
 
     cdef int make_ready(self) except -1:
-        """Whether there may be a step. Gradients that nobody has used are made, and zero."""
+        """Raise unless there can be a step. Gradients that nobody has used yet are made, full of zeros."""
         cdef Layer layer
         cdef Py_ssize_t n = 0
         self.check_bound()
@@ -211,7 +211,7 @@ cdef class Optimiser:
         return 0
 
     cdef int start(self, Work* work) except -1:
-        """begin() for all parameters. Where it fails there was no step."""
+        """begin() for all parameters. If it fails, the step does not count."""
         try:
             begin(work, self.size * COST, 0)
         except MemoryError:
@@ -249,7 +249,7 @@ cdef class Optimiser:
         return shapes_of(layers)
 
     def _buffers(self):
-        """For each parameter the arrays of its state, which are the optimiser's own memory."""
+        """For each parameter, the arrays of its state, which are the optimiser's own memory."""
         return self.own_buffers()
 
     cdef list own_buffers(self):
@@ -271,8 +271,8 @@ cdef class Optimiser:
         return found
 
     def _load(self, long long steps, list buffers, dict numbers):
-        """Copy a state in, all of it before a signal: arrays of the very shapes and dtypes of _buffers(), which are
-        zero where there is None, and what _configure() takes."""
+        """Copy a state in, and let no signal come between its parts. buffers has arrays of the shapes and dtypes of
+        _buffers(), or None for zeros; numbers are the arguments of _configure()."""
         cdef Py_ssize_t n
         self.check_steps(steps)
         check_buffers(type(self).__name__, self.shapes(), self.buffers, buffers)
@@ -284,7 +284,7 @@ cdef class Optimiser:
 
     @property
     def lr(self):
-        """The learning rate, which may be set: finite and not negative."""
+        """The learning rate, a float. It can be set; a number that is negative or not finite is a ValueError."""
         return self.rate
 
     @lr.setter
@@ -292,9 +292,16 @@ cdef class Optimiser:
         self.rate = self._number("lr", value, self.shapes())
 
     def zero_grad(self):
-        """Set every layer's gradients to zero. Returns None.
+        """Set the gradients of every layer to zero. Returns None.
 
-        Gradients that were never used are zero already, and are not made.
+        Gradients that were never used are zero already, and are not made. Raises ValueError if a gradient was made
+        read-only; then nothing has changed.
+
+        >>> layer = Linear(2, 1)
+        >>> layer.backward_params([3, 4], [1])
+        >>> SGD(layer).zero_grad()
+        >>> layer.grad_weight
+        array([[0., 0.]], dtype=float32)
         """
         cdef Layer layer
         cdef Work work
@@ -322,7 +329,7 @@ cdef inline void fill(Slot* slot, int buffers, list arrays) noexcept:
 
 
 cdef int place(Slot* slot, Span span, bint is_double, int buffers, char** at) except -1:
-    """Say where a parameter and its buffers are: the latter from `at` on, which is moved past them."""
+    """Give a slot its parameter and its buffers. The buffers begin at `at`, which is moved past them."""
     cdef int b
     slot.parameter, slot.is_double, slot.size = span.begin, is_double, size_of(span, is_double)
     for b in range(buffers):
@@ -342,12 +349,18 @@ cdef class SGDBase(Optimiser):
         self.rate, self.momentum, self.nesterov, self.weight_decay = lr, momentum, nesterov, weight_decay
 
     def step(self):
-        """Change every parameter by its gradient, which stays as it is. Returns None.
+        """Change every parameter in place by its gradient g, which stays as it is. Returns None.
 
-        With a layer's gradient g, and weight_decay: g += weight_decay · parameter; with momentum: buffer = momentum ·
-        buffer + g, and g is the buffer, or with nesterov g + momentum · buffer; then parameter −= lr · g. Without any
-        of them that is what the layers' own step does. All of it is one pass over the memory.
-        A layer whose weights were made read-only is a ValueError, and then nothing has changed.
+        With weight_decay, g += weight_decay · parameter. With momentum, buffer = momentum · buffer + g, and then g is
+        the buffer or, with nesterov, g + momentum · buffer. In the end, parameter −= lr · g. Without weight_decay and
+        momentum this is the step of the layers. All of it is one pass over the memory. Raises ValueError if a parameter
+        was made read-only; then nothing has changed.
+
+        >>> layer = Linear.from_weights([[1, 2]])
+        >>> layer.backward_params([1, -1], [1])
+        >>> SGD(layer, lr=0.5).step()
+        >>> layer.weight
+        array([[0.5, 2.5]], dtype=float32)
         """
         cdef Elementwise* single = elementwise_of(False)
         cdef Elementwise* double_ = elementwise_of(True)
@@ -386,14 +399,20 @@ cdef class AdamBase(Optimiser):
         self.weight_decay, self.decoupled = weight_decay, decoupled
 
     def step(self):
-        """Change every parameter by its gradient, which stays as it is. Returns None.
+        """Change every parameter in place by its gradient g, which stays as it is. Returns None.
 
-        At step t, with a layer's gradient g: mean += (1 − β₁)(g − mean), square = β₂ square + (1 − β₂) g²,
-        parameter −= lr / (1 − β₁ᵗ) · mean / (√square / √(1 − β₂ᵗ) + eps). Weight decay adds weight_decay · parameter to
-        g first; AdamW's multiplies the parameter by 1 − lr · weight_decay instead. All of it is one pass over the
-        memory.
-        A layer whose weights were made read-only is a ValueError, and so are numbers of the step that are infinite in a
-        layer's dtype; then nothing has changed.
+        At step t, mean += (1 − β₁)(g − mean), square = β₂ square + (1 − β₂) g², and
+        parameter −= lr / (1 − β₁ᵗ) · mean / (√square / √(1 − β₂ᵗ) + eps). Adam's weight decay adds
+        weight_decay · parameter to g first; AdamW's multiplies the parameter by 1 − lr · weight_decay instead. All of
+        it is one pass over the memory. The formulas are those of Kingma and Ba (ICLR 2015), and of Loshchilov and
+        Hutter (ICLR 2019) for AdamW, as PyTorch has them. Raises ValueError if a parameter was made read-only, or if a
+        number of the step is infinite in a layer's dtype; then nothing has changed.
+
+        >>> layer = Linear.from_weights([[1, 2]])
+        >>> layer.backward_params([1, -1], [2])
+        >>> Adam(layer, lr=0.5).step()
+        >>> layer.weight.round(4)
+        array([[0.5, 2.5]], dtype=float32)
         """
         cdef Elementwise* single = elementwise_of(False)
         cdef Elementwise* double_ = elementwise_of(True)
@@ -456,12 +475,14 @@ cdef int scale_gradient(double factor, Parameter gradient, bint is_double) excep
 
 
 def clip_grad_norm(model, max_norm, error_if_nonfinite=False):
-    """Scale the gradients of a Linear or a Sequential so that their norm is at most max_norm. Returns the norm before.
+    """Scale the gradients of a model in place so that their norm is at most max_norm. Returns the norm before, a float.
 
-    The norm is that of all gradients taken together as one vector, a float; its sum is in float64. If it is larger,
-    every gradient is multiplied by max_norm / (norm + 1e-6), as in PyTorch's ``clip_grad_norm_``. A gradient with NaN
-    or infinity makes the norm so, and then spreads as in PyTorch; with error_if_nonfinite=True it is a RuntimeError,
-    and nothing has changed. max_norm must be a number that is not negative; infinity never scales.
+    model: a Linear or a Sequential. The norm is that of all gradients together, as one vector; it is added up in
+    float64. If it is larger than max_norm, every gradient is multiplied by max_norm / (norm + 1e-6), as in PyTorch's
+    ``clip_grad_norm_``. A NaN or an infinity in a gradient makes the norm NaN or infinite, and then spreads to all
+    gradients as in PyTorch; with error_if_nonfinite=True it is a RuntimeError, and nothing has changed. max_norm must
+    not be negative, or it is a ValueError; with infinity nothing is ever scaled. Raises ValueError if a gradient was
+    made read-only.
 
     >>> layer = Linear.from_weights([[1, 2]])
     >>> layer.backward_params([3, 4], [1])
@@ -497,7 +518,7 @@ def clip_grad_norm(model, max_norm, error_if_nonfinite=False):
 
 
 def real_number(str name, value):
-    """value as a float, for which it is asked once."""
+    """value as a float. It is asked for that once."""
     import operator
     if isinstance(value, cnp.ndarray) and (value.ndim or value.dtype.kind == "c"):
         from fastlinear._advice import came

@@ -1,5 +1,5 @@
-/* What no module may be compiled with, whoever asked for it. setup.py has this read before the first line of each module
-   (-include, /FI), after it has undone what flags of the environment it can; here is what makes the rest an error.
+/* Flags with which no module may be compiled, whoever asked for them. setup.py undoes the flags of the environment that it
+   can. This file makes the others an error: the compiler reads it before the first line of each module (-include, /FI).
 
    FASTLINEAR_AVX2 and the like are defined where _isa.py lists that feature for the module. */
 #ifndef FASTLINEAR_PROMISES_H

@@ -1,6 +1,6 @@
-/* Memory for a call's copies and sums: off the stack, which may be small (OMP_STACKSIZE, musl, threading.stack_size), and
-   the calling thread's own, so that any number of threads may call at once. It is kept for the thread's next call and
-   freed when the thread ends. */
+/* Memory for a call's copies and sums. It is not on the stack, which can be small (OMP_STACKSIZE, musl,
+   threading.stack_size). It is the calling thread's own, so that any number of threads can call at once. It is kept for
+   the thread's next call, and freed when the thread ends. */
 #ifndef FASTLINEAR_SCRATCH_H
 #define FASTLINEAR_SCRATCH_H
 
@@ -14,7 +14,8 @@
 #include <pthread.h>
 #define THREAD_LOCAL _Thread_local
 #endif
-/* glibc keeps room for a little memory that is found without a call: 4 ns less. Other C libraries do not. */
+/* glibc keeps room for a little thread-local memory that is found without a function call, which saves 4 ns. Other C
+   libraries do not. */
 #if defined(__GLIBC__) && defined(__GNUC__)
 #define QUICKLY __attribute__((tls_model("initial-exec")))
 #else
@@ -50,8 +51,8 @@ static int scratch_is_freed_later(char *memory) {
 }
 #endif
 
-/* At least that many bytes which begin on a cache line, or NULL. They are the same as in the thread's last call unless
-   that asked for fewer. */
+/* At least that many bytes, from the beginning of a cache line, or NULL. They are the same as in the thread's last call,
+   unless that asked for fewer. */
 static inline char *thread_scratch(size_t bytes) {
     if (scratch_here.bytes < bytes) {
         char *memory = (char *)malloc(bytes + SCRATCH_LINE);

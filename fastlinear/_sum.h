@@ -1,7 +1,7 @@
-/* A sum in double of any number of elements of either dtype, in an order that no vector width changes.
+/* A sum in double of any number of elements of either dtype, in an order that does not depend on the width of vectors.
 
-   It has 16 chains: element j goes to chain j mod 16, in rising j; then chain l is added to chain l + 8, then to l + 4,
-   ... An element that is not there counts as 0. */
+   It has 16 chains. Element j is added to chain j mod 16, in rising j. Then chains l and l + 8 are added, then l and
+   l + 4, ... An element that is not there counts as 0. */
 #ifndef FASTLINEAR_SUM_H
 #define FASTLINEAR_SUM_H
 

@@ -1,7 +1,7 @@
-# What the builds of _kernels.pyx and _elementwise.pyx hand out: their functions as C functions, in a table for each
-# dtype. All arrays are of that dtype, C-contiguous and aligned; the arguments are those of the Python function of that
-# name, the sizes that a memoryview has, and scratch: `threads` times SCRATCH_BYTES that nobody else uses meanwhile,
-# from a cache line on.
+# The builds of _kernels.pyx and _elementwise.pyx hand out their functions as C functions, in a table for each dtype.
+# All arrays are of that dtype, C-contiguous and aligned. The arguments are those of the Python function of the same
+# name, then the sizes that a memoryview has, and then scratch: `threads` times SCRATCH_BYTES that begin on a cache line
+# and that nobody else uses meanwhile.
 
 from libc.stdint cimport int64_t
 
@@ -38,7 +38,7 @@ cdef struct KernelTable:
 
 
 cdef enum Activation:
-    # The place in reference.ACTIVATIONS.
+    # Places in reference.ACTIVATIONS.
     IDENTITY, RELU, LEAKY_RELU, ELU, SIGMOID, TANH, SILU, GELU, SOFTMAX
 
 cdef enum Loss:
@@ -47,7 +47,7 @@ cdef enum Loss:
 
 ctypedef void (*activate_kernel)(int kind, const void* x, void* out, Py_ssize_t rows, Py_ssize_t columns,
                                  int threads) noexcept nogil
-# Of output and before, what that kind does not use may be NULL.
+# output or before may be NULL if that kind does not use it.
 ctypedef void (*derivative_kernel)(int kind, const void* grad_output, const void* output, const void* before, void* out,
                                    Py_ssize_t rows, Py_ssize_t columns, int threads) noexcept nogil
 # They return the sum of the losses of the rows. out may be output, scores or target.

@@ -1,4 +1,4 @@
-/* A look at whether more threads can be made. */
+/* Whether more threads can be made. */
 #ifndef FASTLINEAR_THREADS_H
 #define FASTLINEAR_THREADS_H
 
@@ -10,7 +10,7 @@
 static inline int omp_get_thread_limit(void) { return 1; }
 #endif
 
-/* The common OpenMP runtimes end the process when they cannot make a thread, so it is tried before they do. */
+/* The common OpenMP runtimes end the process when they cannot make a thread. So we try to make one before they do. */
 #if defined(_OPENMP) && !defined(_WIN32)
 #include <pthread.h>
 
@@ -20,7 +20,7 @@ static inline void *pass(void *gate) {
     return NULL;
 }
 
-/* Whether n threads with stacks of that size (0: the default) can be there at once, and some memory for their runtime. */
+/* Whether there is room for n threads at once, with stacks of that size (0: the default), and some memory for OpenMP. */
 static inline int can_start(int n, size_t stack_size) {
     enum { SPARE = 1 << 16, SPARE_EACH = 1 << 12 };
     pthread_t *thread = malloc(n * (sizeof *thread + SPARE_EACH) + SPARE);
@@ -39,9 +39,9 @@ static inline int can_start(int n, size_t stack_size) {
     return made == n;
 }
 
-/* How many threads the next parallel region of this thread may have, if it wants so many: as many as its last one had,
-   where more cannot be made. libgomp lets go of those that a smaller region does not need, and makes them anew for a
-   larger one; with OMP_DYNAMIC it may have let go of all. After a refusal it is tried again at every 64th call. */
+/* How many threads the next parallel region of this thread can have if it wants so many: where no more can be made, as
+   many as its last region had. libgomp lets go of the threads that a smaller region does not need, and makes them anew
+   for a larger one; with OMP_DYNAMIC it might have let go of all. After a refusal, every 64th call tries again. */
 static inline int startable_threads(int wanted, size_t stack_size) {
     static _Thread_local int last = 1, patience = 0;
     enum { CALLS_BETWEEN_TRIALS = 64 };
@@ -52,7 +52,7 @@ static inline int startable_threads(int wanted, size_t stack_size) {
             wanted = last;
         }
     }
-    if (wanted > 1) last = wanted; /* a region of one thread is none, and leaves the others waiting */
+    if (wanted > 1) last = wanted; /* one thread makes no region, and leaves the other threads as they are */
     return wanted;
 }
 #else

@@ -13,10 +13,10 @@ _VARIABLE = "FASTLINEAR_NUM_THREADS"
 
 
 def set_num_threads(n: int) -> None:
-    """Let a call use up to n threads (n >= 1). Small calls stay on the calling thread; results do not depend on n.
+    """Let a call use up to n threads, 1 to 1024. Small calls stay on the calling thread. Results do not depend on n.
 
-    A limit set later through OpenMP (threadpoolctl, ``omp_set_num_threads``) is obeyed. After a fork the child
-    runs on one thread whatever is set, because the common OpenMP runtime does not survive a fork.
+    A limit that is set later through OpenMP (threadpoolctl, ``omp_set_num_threads``) is obeyed. In a child process
+    after a fork, calls run on one thread whatever is set, because the common OpenMP runtime does not survive a fork.
     Raises TypeError if n is not an integer, ValueError if it is not from 1 to 1024.
 
     >>> before = fastlinear.get_num_threads()
@@ -35,7 +35,11 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """The most threads that a call would use now."""
+    """The most threads that a call would use now, at least 1.
+
+    >>> 1 <= fastlinear.get_num_threads() <= 1024
+    True
+    """
     return _layer.get_threads()
 
 
@@ -57,7 +61,7 @@ def default_num_threads() -> int:
 
 
 def openmp_stack_size() -> int:
-    """The bytes of stack that OpenMP gives each thread, as its variables say; 0 if they say nothing that it takes."""
+    """The bytes of stack that OpenMP gives each thread, by its variables. 0 if these say nothing that OpenMP takes."""
     for variable in ("OMP_STACKSIZE", "GOMP_STACKSIZE", "KMP_STACKSIZE"):
         if size := re.fullmatch(r"\s*(\d{1,9})\s*([bkmg]?)\s*", os.environ.get(variable, ""), re.ASCII | re.IGNORECASE):
             return int(size[1]) << {"b": 0, "": 10, "k": 10, "m": 20, "g": 30}[size[2].lower()]
@@ -65,7 +69,7 @@ def openmp_stack_size() -> int:
 
 
 def initialise() -> None:
-    """What FASTLINEAR_NUM_THREADS asks for, or the default; and one thread after a fork."""
+    """Set the number of threads, from FASTLINEAR_NUM_THREADS or by default. After a fork it is one."""
     _layer.set_thread_stack_size(openmp_stack_size())
     wanted = os.environ.get(_VARIABLE)
     if wanted:
@@ -73,7 +77,7 @@ def initialise() -> None:
             raise ImportError(f"{_VARIABLE}={wanted!r} must be an integer from 1 to 1024")
         set_num_threads(int(wanted))
     else:
-        # OMP_NUM_THREADS, or whoever else has limited OpenMP already, counts too.
+        # OMP_NUM_THREADS counts, too, and so does whoever else has limited OpenMP already.
         _layer.set_threads(min(default_num_threads(), _layer.openmp_threads()))
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_layer.after_fork_in_child)

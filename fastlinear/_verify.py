@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
     Array = NDArray[Any]
 
 SCALE = 0.5
-"""Of the second accumulation, which checks that the first is kept."""
+"""The scale of the second accumulation, which checks that the first is kept."""
 LIMIT = 4.0
 """What |got - exact| may be in any case, in units of eps · Σ|a||b|, for each element of each output: see _limits()."""
 LANE_BYTES, K_BLOCK_BYTES, LONG_BLOCKS, O_BLOCK = 64, 4096, 32, 384
@@ -29,13 +29,14 @@ LANE_BYTES, K_BLOCK_BYTES, LONG_BLOCKS, O_BLOCK = 64, 4096, 32, 384
 
 
 def verify(model: Linear | Sequential, x: ArrayLike, grad_output: ArrayLike) -> dict[str, float]:
-    """Run the layer, or the net, and the NumPy reference on the same input and return the error of each output.
+    """Run a layer or a net and the NumPy reference on the same input. Returns the error of each output by name.
 
-    x: (..., in_features), grad_output: (..., out_features), with the same leading axes. The reference runs in a wider
-    dtype. The errors are ``max |got - exact| / (eps · Σ|a||b|)``, where the sum is over the products that make up an
-    element, under the names ``output``, ``grad_input``, ``grad_weight``, ``grad_bias`` (each the largest of all the
-    ways to them, ``scale`` included), ``updated_weight`` and ``updated_bias`` for ``backward_update``,
-    ``stepped_weight`` and ``stepped_bias`` for ``step``. The layer itself does not change.
+    model: a Linear or a Sequential, which does not change. x: (..., in_features), grad_output: (..., out_features),
+    with the same leading axes. The reference runs in a wider dtype. An error is ``max |got - exact| / (eps ·
+    Σ|a||b|)``, where the sum is over the products that make up an element. The names are ``output``, ``grad_input``,
+    ``grad_weight`` and ``grad_bias`` (each is the largest error of all the ways to compute it, ``scale`` included),
+    ``updated_weight`` and ``updated_bias`` for ``backward_update``, and ``stepped_weight`` and ``stepped_bias`` for
+    ``step``.
 
     >>> layer, rng = Linear(64, 10, rng=0), np.random.default_rng(0)
     >>> x = rng.standard_normal((8, 64), np.float32)
@@ -47,19 +48,21 @@ def verify(model: Linear | Sequential, x: ArrayLike, grad_output: ArrayLike) -> 
     >>> max(errors.values()) < 4
     True
 
-    Each part of a net is verified on what the other parts give it, under these names and its place. The unit for an
-    activation is ``eps · |exact|``; where its gradient is a sum (softmax, silu, gelu), all terms count. Then the net as
-    a whole must give, to the bit, what its parts give one after another.
+    Each part of a net is verified on what the other parts give it; its errors have its place before their names. The
+    unit for an activation is ``eps · |exact|``. If the gradient of an activation is a sum (softmax, silu, gelu), the
+    unit has the sum of the terms' magnitudes in place of ``|exact|``. Then the net as a whole must give, to the bit,
+    what its parts give one after another.
 
     >>> errors = fastlinear.verify(Sequential(layer, "tanh"), x, grad_output)
     >>> [name for name in errors if name.startswith("1.")]
     ['1.output', '1.grad_input']
 
-    Raises ArithmeticError if an error is over 4 and over what rounding can do, and what a call raises for arguments of
-    the wrong shape or dtype. Rounding can do half a unit each time that the sum with a term in it is rounded, in the
-    order that is promised. The gradients are running sums over the rows, so for them that is once for each row of each
-    call that makes them, and with many terms of one sign, or of one value, an error over 4 is right. A row that is
-    missing or wrong still shows with up to some thousand rows.
+    Raises TypeError if model is neither a Linear nor a Sequential, what a call raises for arguments of the wrong shape
+    or dtype, and ArithmeticError if the net is not its parts, or if an error is over 4 and over what rounding can do.
+    Rounding can do half a unit each time that the sum with a term in it is rounded, in the order that is promised. The
+    gradients are running sums over the rows, so for them that is once for each row of each call that makes them, and
+    with many terms of one sign, or of one value, an error over 4 is right. A row that is missing or wrong still shows
+    with up to some thousand rows.
     """
     if not isinstance(model, (Linear, Sequential)):
         raise TypeError(f"verify: model must be a Linear or a Sequential, got {type(model).__name__}")
@@ -170,15 +173,15 @@ def _differentiate(name: str, grad_output: Array, output: Array, before: Array) 
 def _errors_of_activation(
     name: str, before: Array, after: Array, grad_output: Array, grad_input: Array
 ) -> dict[str, tuple[float, float]]:
-    """Of the output, and of the gradient as a function of the output that is there."""
+    """The errors of the output, and of the gradient as a function of the output that was computed."""
     kind = reference.ACTIVATIONS.index(name)
     wide = np.longdouble if before.dtype == np.float64 else np.float64
     x, y, g = (_rows(array.astype(wide)) for array in (before, after, grad_output))
     output, gradient, terms = np.empty_like(y), np.empty_like(g), np.empty_like(g)
     reference.activate(kind, x, output)
     reference.derivative(kind, g, y, x, gradient)
-    # Of a sum, the terms count, which may cancel: y (g - Σ g y) with the sign turned; σ(x) + x σ(x) σ(-x), which is
-    # silu's, and Φ(x) + x φ(x), which is gelu's, and both of which have a zero.
+    # If the gradient is a sum, its terms can cancel, and then their magnitudes count: softmax's y (g - Σ g y), whose
+    # minus becomes a plus here, silu's σ(x) + x σ(x) σ(-x), and gelu's Φ(x) + x φ(x). The latter two have a zero.
     if name == "softmax":
         reference.derivative(kind, np.abs(g), -y, x, terms)
     elif name in reference.TERMS:
@@ -200,7 +203,7 @@ def _rows(array: Array) -> Array:
 
 
 def _run_reference(lr: float, *arguments: Any) -> dict[str, Any]:
-    """What the layer computes from x, grad_output, weight, bias, by the reference, in their dtype."""
+    """What the reference computes from x, grad_output, weight and bias, in their dtype, by the names in _errors."""
     x, grad_output, weight, bias = arguments
     shape = x.shape
     rows = int(np.prod(shape[:-1]))
@@ -236,7 +239,7 @@ def _copies(**arrays: Array | None) -> dict[str, Array]:
 
 
 def _error(got: Array, exact: Array, terms: Array, length: int) -> float:
-    """max |got - exact| / (eps · terms); where exact is not finite or a sum is of nothing, got must be the same."""
+    """max |got - exact| / (eps · terms). If exact is not finite, or a sum has no terms, got must be the same."""
     if not got.size:
         return 0.0
     limits = np.finfo(got.dtype)

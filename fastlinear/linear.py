@@ -1,7 +1,7 @@
-"""The fully-connected layer. Here is what a user meets: making a layer, taking arguments of any kind, moving state.
+"""The fully-connected layer, as a user meets it: making a layer, taking arguments of any kind, moving state.
 
-The way of a call and the layer's memory are in ``_layer.pyx``, the arithmetic in ``_kernels.pyx``. The methods with a
-leading underscore are what the compiled base calls for arguments that are not plain ndarrays and floats.
+The way from a call to a kernel and the layer's memory are in ``_layer.pyx``, the arithmetic is in ``_kernels.pyx``. The
+compiled base calls the methods with a leading underscore for arguments that are not plain ndarrays and floats.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _has_bias(bias: Any) -> bool:
 
 
 class Arguments:
-    """What a compiled Model calls for arguments that are not plain ndarrays and floats."""
+    """The methods that a compiled Model calls for arguments that are not plain ndarrays and floats."""
 
     __slots__ = ()
 
@@ -102,7 +102,7 @@ class Arguments:
 class Linear(Arguments, Learner):
     """A fully-connected layer, y = x Wᵀ + b, with its gradients.
 
-    Torch7's and PyTorch's ``nn.Linear`` on a CPU, on plain ndarrays and without autograd. ``forward`` and each
+    It is ``nn.Linear`` of Torch7 and PyTorch on a CPU, for plain ndarrays and without autograd. ``forward`` and every
     ``backward`` take vectors (in_features,), matrices (batch, in_features) and arrays with more leading axes.
 
     >>> layer = Linear.from_weights([[1, 2, 3], [4, 5, 6]], [10, 20])
@@ -112,10 +112,10 @@ class Linear(Arguments, Learner):
     array([14., 30.], dtype=float32)
 
     Backward is stateless: it uses its arguments and the parameters only, so one layer can serve many threads and
-    many time steps. Arrays that are C-contiguous, aligned and of the layer's dtype are used as they are; strided,
+    many time steps. Arrays that are C-contiguous, aligned and of the layer's dtype are used as they are. Strided,
     Fortran-ordered, byte-swapped or misaligned ones, lists, and arrays of another library (``__dlpack__``,
-    ``__array__``) are converted. A dtype that does not cast safely is a TypeError, a wrong shape a ValueError; both
-    come before anything is written. An ``out`` may overlap any input.
+    ``__array__``) are converted. A dtype that does not cast safely is a TypeError, and a wrong shape is a ValueError;
+    both come before anything is written. An ``out`` can overlap any input.
 
     Parameters
     ----------
@@ -160,10 +160,11 @@ class Linear(Arguments, Learner):
     def from_weights(cls, weight: ArrayLike, bias: ArrayLike | None = None, copy: bool = True) -> Self:
         """A layer with these parameters: weight (out_features, in_features), bias (out_features,) or None.
 
-        The layer has the dtype of weight. With ``copy=False`` it shares the memory of both arrays, which must then
-        be C-contiguous, aligned, writable ndarrays of that dtype; what cannot be shared is a ValueError. So that nobody
-        can free the memory while the layer reads it, an array that owns it hands it over: it is a view from then on
-        (``flags.owndata`` is False), and ``resize`` refuses.
+        The layer has the dtype of weight, float32 or float64; another one is a TypeError, and a wrong shape is a
+        ValueError. With ``copy=False`` the layer shares the memory of both arrays. They must then be C-contiguous,
+        aligned, writable ndarrays of that dtype, and what cannot be shared is a ValueError. An array that owns its
+        memory hands it over, so that nobody can free it while the layer reads it: from then on the array is a view
+        (``flags.owndata`` is False), and its ``resize`` refuses.
 
         >>> weight = np.zeros((2, 3))
         >>> layer = Linear.from_weights(weight, copy=False)
@@ -217,17 +218,27 @@ class Linear(Arguments, Learner):
     def from_torch(cls, module: torch.nn.Linear, copy: bool = True) -> Self:
         """A layer with the parameters of a ``torch.nn.Linear``, which are float32 or float64 and on the CPU.
 
-        With ``copy=False`` both have the same memory, and what one learns the other knows. A module on another device
-        or not contiguous is a ValueError, one of another dtype a TypeError. Needs the extra ``torch``.
+        With ``copy=False`` both have the same memory, so what one learns the other knows. A module on another device
+        is a ValueError, and so is one that is not contiguous with ``copy=False``. Another dtype, or what is no
+        ``torch.nn.Linear``, is a TypeError. Needs the extra ``torch``.
+
+        >>> from torch import nn
+        >>> Linear.from_torch(nn.Linear(3, 2))
+        Linear(in_features=3, out_features=2, bias=True, dtype=float32)
         """
         from fastlinear.torch import parameters_of
 
         return cls.from_weights(*parameters_of(module), copy=copy)
 
     def to_torch(self, copy: bool = True) -> torch.nn.Linear:
-        """A ``torch.nn.Linear`` with the layer's parameters, on the same memory with ``copy=False``.
+        """A ``torch.nn.Linear`` with the layer's parameters.
 
-        Needs the extra ``torch``. For a module that also computes with fastlinear, see ``fastlinear.torch.Linear``.
+        With ``copy=False`` it is on the same memory, and read-only parameters are then a ValueError. Needs the extra
+        ``torch``. For a module that also computes with fastlinear, see ``fastlinear.torch.Linear``.
+
+        >>> import torch
+        >>> Linear(3, 2).to_torch()
+        Linear(in_features=3, out_features=2, bias=True)
         """
         weight, bias, _, _ = self._memory()
         from fastlinear.torch import module_of
@@ -244,7 +255,9 @@ class Linear(Arguments, Learner):
     def reset(self, rng: int | np.random.Generator | None = None, stdv: float | None = None) -> None:
         """Draw new parameters, uniform in ±1/sqrt(in_features), or in ±stdv·sqrt(3) (Torch7: reset).
 
-        rng: seed or Generator. stdv: the standard deviation wanted, >= 0. The gradients stay as they are.
+        rng: seed or Generator, or None for new random numbers in each call. stdv: the standard deviation of the new
+        parameters, finite and not negative, or a ValueError says so. weight and bias are overwritten; the gradients
+        stay as they are. Returns None.
 
         >>> layer = Linear(100, 50, rng=0)
         >>> layer.reset(rng=1, stdv=0.5)
@@ -283,8 +296,10 @@ class Linear(Arguments, Learner):
         return {"weight": weight.copy()} | ({} if bias is None else {"bias": bias.copy()})
 
     def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
-        """Copy parameters in. The keys must be those of state_dict(); a missing, surplus or misshaped one is a
-        ValueError, an unsafe dtype a TypeError, and then nothing has changed.
+        """Copy the parameters of a state in, which overwrites weight and bias. Returns None.
+
+        The keys of state must be those of state_dict(). A key that is missing or surplus and an array of a wrong shape
+        are a ValueError, a dtype that does not cast safely is a TypeError, and then nothing has changed.
 
         >>> layer, other = Linear(3, 2, rng=0), Linear(3, 2, rng=1)
         >>> other.load_state_dict(layer.state_dict())
@@ -305,23 +320,34 @@ class Linear(Arguments, Learner):
         self._store(weight, self._values("bias", state["bias"]) if "bias" in names else None)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the parameters, as state_dict() has them, to a file of .npz (NumPy's) or .safetensors.
+        """Write the parameters, as state_dict() has them, to a file.
 
-        PyTorch's ``load_state_dict`` takes what safetensors reads from the latter. The file is whole or, if anything
-        goes wrong, as it was before; one that is there is replaced and keeps its mode. A file that is read-only is a
-        PermissionError, a FIFO or a device a ValueError.
+        path ends in ``.npz`` (NumPy's format) or ``.safetensors``; another ending is a ValueError. PyTorch's
+        ``load_state_dict`` takes what the package safetensors reads from the latter. If anything goes wrong, the file
+        is as it was before. A file that is there is replaced and keeps its mode. A read-only file is a PermissionError,
+        a FIFO or a device is a ValueError.
+
+        >>> layer = Linear(3, 2)
+        >>> layer.save("layer.npz")
+        >>> np.array_equal(Linear.load("layer.npz").weight, layer.weight)
+        True
         """
         _files.save(self.state_dict(), path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], prefix: str = "") -> Self:
-        """A layer with the parameters of a file of .npz or .safetensors: ``weight`` and, unless it has none, ``bias``.
+        """A layer with the parameters of a file: ``weight`` and, if it is there, ``bias``.
 
-        With a prefix, ``"0."`` for example, it is one layer of a larger file: ``0.weight`` and, if it is there,
-        ``0.bias``; what else the file has is not read.
+        path ends in ``.npz`` or ``.safetensors``. With a prefix, for example ``"0."``, it is one layer of a larger
+        file: ``0.weight`` and, if it is there, ``0.bias``. The rest of the file is not read then.
 
-        The layer has their dtype, float32 or float64. Nothing in a file is ever run. A damaged file, one with other
-        names, shapes or dtypes, and what is no regular file, is a ValueError or TypeError that says what is wrong.
+        The layer has the dtype of the arrays, float32 or float64. Nothing in a file is ever run. A file that is damaged
+        or has other names or shapes, and what is no regular file, is a ValueError; another dtype is a TypeError. The
+        error names the file and says what is wrong.
+
+        >>> Linear(3, 2).save("layer.safetensors")
+        >>> Linear.load("layer.safetensors")
+        Linear(in_features=3, out_features=2, bias=True, dtype=float32)
         """
         if not isinstance(prefix, str):
             raise TypeError(f"{cls.__name__}.load: prefix must be a str, got {type(prefix).__name__}")
@@ -332,7 +358,9 @@ class Linear(Arguments, Learner):
             return cls.from_weights(state[weight], state.get(bias))
 
     def astype(self, dtype: DTypeLike) -> Self:
-        """A copy of the layer in another dtype, float32 or float64, gradients included.
+        """A copy of the layer in another dtype, gradients included.
+
+        dtype: float32 or float64; another one is a TypeError.
 
         >>> Linear(3, 2).astype(np.float64)
         Linear(in_features=3, out_features=2, bias=True, dtype=float64)
@@ -361,7 +389,7 @@ class Linear(Arguments, Learner):
         return type(self).__new__, (type(self),), (self._memory(), attributes)
 
     def __setstate__(self, state: tuple[tuple[Array | None, ...], Any]) -> None:
-        """Take a state of __reduce__. The memory comes last, so that a layer whose state fails has none."""
+        """Take a state of __reduce__. The memory comes last, so that a layer whose state does not fit has none."""
         memory, attributes = state
         arrays = _checked(memory)
         in_dict, in_slots = attributes if isinstance(attributes, tuple) else (attributes, {})
@@ -417,7 +445,7 @@ def _array(name: str, value: Any) -> Array:
 
 
 def _checked(memory: Iterable[Any]) -> list[Array | None]:
-    """What a pickle has for a layer's memory, if it is that: the kernels trust its shapes and dtypes."""
+    """The arrays that a pickle has for a layer's memory, or an error: the kernels trust their shapes and dtypes."""
     weight, bias, grad_weight, _ = arrays = [a if a is None else np.asarray(a) for a in memory]
     if weight is None or weight.ndim != 2 or weight.dtype.newbyteorder("=") not in _DTYPES:
         raise ValueError(

@@ -1,7 +1,7 @@
 """SGD, Adam and AdamW over the layers of a model, with PyTorch's formulas, arguments, defaults and states.
 
-A step is one compiled pass over each parameter, its gradient and its state (``_optimisers.pyx``); here is what comes
-before: checking numbers, and taking states in and out.
+A step is one compiled pass over each parameter, its gradient and its state (``_optimisers.pyx``). This file checks
+numbers, and takes states in and out.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ __all__ = ["SGD", "Adam", "AdamW", "clip_grad_norm"]
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 _FREE = ("params", "foreach", "capturable", "differentiable", "fused", "initial_lr", "param_names")
-"""What PyTorch has in a parameter group beside settings that change the results."""
+"""The entries of PyTorch's parameter groups that do not change the results."""
 
 
 class _PyTorchForm(Optimiser):
-    """What the optimisers share beyond the compiled step: settings, and states in the form of PyTorch's."""
+    """The part of the optimisers that is not compiled: settings, and states in the form of PyTorch's."""
 
     __slots__ = ()
 
     _BUFFERS: ClassVar[tuple[str, ...]]
-    """PyTorch's names of what is kept for each parameter."""
+    """PyTorch's names of the arrays that are kept for each parameter."""
     _STEP: ClassVar[bool]
     """Whether the number of steps is part of the state."""
     _FIXED: ClassVar[Settings]
-    """What else PyTorch has in a parameter group, and the value that means what this class does."""
+    """Other entries of PyTorch's parameter groups, with the value that stands for what this class does."""
 
     if TYPE_CHECKING:
 
@@ -58,7 +58,7 @@ class _PyTorchForm(Optimiser):
         raise NotImplementedError
 
     def _numbers(self, settings: Settings) -> Settings:
-        """What _configure() takes, of checked settings."""
+        """Checked settings as the arguments of _configure()."""
         raise NotImplementedError
 
     def _begin(self, model: Model, settings: Settings) -> None:
@@ -81,7 +81,7 @@ class _PyTorchForm(Optimiser):
 
     @classmethod
     def _number(cls, name: str, value: Any, shapes: Shapes) -> float:
-        """What is finite in the dtype of each parameter. Below the smallest it is 0 there, as in PyTorch."""
+        """value, which must be finite in the dtype of each parameter. Below the smallest it is 0 there, as in PyTorch."""
         number = cls._not_negative(name, value)
         if number > _LARGEST_FLOAT32 and any(dtype == np.float32 for _, dtype in shapes):
             raise ValueError(f"{cls._named(name)} must fit float32, got {value!r}")
@@ -90,11 +90,14 @@ class _PyTorchForm(Optimiser):
     # ---- states
 
     def state_dict(self) -> dict[str, Any]:
-        """The settings and copies of the state, in the form of PyTorch's: its optimiser of this name takes them.
+        """The settings and copies of the state, in the form that PyTorch's optimiser of this name takes.
 
         ``state`` has a dictionary for each parameter that has been stepped, by its number in the order of PyTorch's
-        ``parameters()``; ``param_groups`` has one group. In a program that has imported torch the arrays are tensors,
+        ``parameters()``. ``param_groups`` has one group. In a program that has imported torch the arrays are tensors,
         because PyTorch's ``load_state_dict`` takes nothing else.
+
+        >>> SGD(Linear(3, 2), lr=0.5).state_dict()["param_groups"][0]["lr"]
+        0.5
         """
         unused = {"foreach": None, "capturable": False, "differentiable": False, "fused": None}
         group = {**self._settings, **self._FIXED, **unused}
@@ -112,10 +115,17 @@ class _PyTorchForm(Optimiser):
         return True
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take the settings and the state of ``state_dict()``, from here or from PyTorch's optimiser of this name.
+        """Take the settings and the state of a state_dict, from here or from PyTorch's optimiser of this name.
 
-        Arrays and CPU tensors are copied. What does not fit (other parameters, an option that is not here, a wrong
-        shape) is a ValueError, an unsafe dtype a TypeError, and then nothing has changed.
+        They overwrite those of this optimiser; arrays and CPU tensors are copied. What does not fit (other parameters,
+        an option that is not known here, a wrong shape) is a ValueError, a dtype that does not cast safely is a
+        TypeError, and then nothing has changed.
+
+        >>> layer = Linear(3, 2)
+        >>> opt, other = SGD(layer, lr=0.5), SGD(layer)
+        >>> other.load_state_dict(opt.state_dict())
+        >>> other.lr
+        0.5
         """
         who = type(self).__name__
         shapes = self._shapes()
@@ -150,7 +160,7 @@ class _PyTorchForm(Optimiser):
         self._load(steps, buffers, self._numbers(settings))
 
     def _group_of(self, groups: Any, count: int) -> Mapping[str, Any]:
-        """The one group of a state, if it is of that many parameters."""
+        """The one group of a state, or an error if it does not have that many parameters."""
         who = type(self).__name__
         if not isinstance(groups, (list, tuple)) or not all(isinstance(group, Mapping) for group in groups):
             raise TypeError(f"{who}: param_groups must be a list of mappings in the state, got {groups!r:.80}")
@@ -177,7 +187,7 @@ class _PyTorchForm(Optimiser):
         return self._checked({name: group[name] for name in self._settings}, shapes)
 
     def _steps_of(self, states: list[Mapping[str, Any]]) -> int:
-        """How many steps were taken: the same for all parameters."""
+        """How many steps were taken, which must be the same number for all parameters."""
         who = type(self).__name__
         for k, kept in enumerate(states):
             if not isinstance(kept, Mapping):
@@ -237,10 +247,11 @@ class _PyTorchForm(Optimiser):
 
 
 class SGD(_PyTorchForm, SGDBase):
-    """Stochastic gradient descent, with momentum, Nesterov's or the usual, and weight decay: ``torch.optim.SGD``.
+    """Stochastic gradient descent with momentum (the usual one or Nesterov's) and weight decay: ``torch.optim.SGD``.
 
-    ``step()`` changes every parameter of the model by its gradient, ``zero_grad()`` begins the next gradients; ``lr``
-    may be set at any time. Without options a step is what ``layer.step(lr)`` does, to the bit.
+    ``step()`` changes every parameter of the model by its gradient. ``zero_grad()`` sets the gradients to zero, before
+    the next ones are accumulated. ``lr`` can be set at any time. Without options a step does what ``layer.step(lr)``
+    does, to the bit.
 
     >>> layer = Linear.from_weights([[1, 2]])
     >>> opt = SGD(layer, lr=0.5, momentum=0.5)
@@ -254,13 +265,22 @@ class SGD(_PyTorchForm, SGDBase):
     Parameters
     ----------
     model : Linear or Sequential
-        Or anything with ``layers``, a list or tuple of Linears; one that is there twice is one. Its layers are those
-        that it had when the optimiser was made.
+        Or anything with ``layers``, a list or tuple of Linears; anything else is a TypeError. A layer that is in it
+        twice counts once. The optimiser keeps the layers that the model has now.
     lr : float
-        The learning rate; this and the other numbers must be finite in the layers' dtype and not negative, or a
+        The learning rate. This and the other numbers must be finite in the layers' dtype and not negative, or a
         ValueError says so.
     momentum, nesterov, weight_decay : float, bool, float
-        See ``step``. nesterov needs a momentum.
+        See ``step``. nesterov must be True or False, and needs a momentum.
+
+    Attributes
+    ----------
+    model
+        As given; read-only.
+    momentum, nesterov, weight_decay
+        As given, or as ``load_state_dict`` found them; read-only.
+    steps : int
+        How many steps were taken; read-only.
     """
 
     __slots__ = ()
@@ -306,8 +326,8 @@ class SGD(_PyTorchForm, SGDBase):
 class Adam(_PyTorchForm, AdamBase):
     """Adam, adaptive moments: ``torch.optim.Adam`` without amsgrad.
 
-    ``step()`` changes every parameter of the model by its gradient, ``zero_grad()`` begins the next gradients; ``lr``
-    may be set at any time.
+    ``step()`` changes every parameter of the model by its gradient. ``zero_grad()`` sets the gradients to zero, before
+    the next ones are accumulated. ``lr`` can be set at any time.
 
     >>> layer = Linear.from_weights([[1, 2]])
     >>> opt = Adam(layer, lr=0.5)
@@ -318,15 +338,26 @@ class Adam(_PyTorchForm, AdamBase):
     Parameters
     ----------
     model : Linear or Sequential
-        Or anything with ``layers``, a list or tuple of Linears; one that is there twice is one. Its layers are those
-        that it had when the optimiser was made.
+        Or anything with ``layers``, a list or tuple of Linears; anything else is a TypeError. A layer that is in it
+        twice counts once. The optimiser keeps the layers that the model has now.
     lr : float
-        The learning rate; this and the other numbers must be finite in the layers' dtype and not negative, or a
+        The learning rate. This and the other numbers must be finite in the layers' dtype and not negative, or a
         ValueError says so.
     betas : (float, float)
-        How much of the running means of the gradient and of its square is kept in a step, from 0 up to below 1.
+        The parts of the running means of the gradient and of its square that a step keeps: at least 0 and below 1.
     eps, weight_decay : float
         See ``step``.
+
+    Attributes
+    ----------
+    model
+        As given; read-only.
+    beta1, beta2, eps, weight_decay : float
+        As given, or as ``load_state_dict`` found them; read-only.
+    decoupled : bool
+        Whether the weight decay is AdamW's; read-only.
+    steps : int
+        How many steps were taken; read-only.
     """
 
     __slots__ = ()
@@ -376,7 +407,8 @@ class Adam(_PyTorchForm, AdamBase):
 class AdamW(Adam):
     """Adam with decoupled weight decay: ``torch.optim.AdamW`` without amsgrad.
 
-    As Adam, but for weight_decay: each step first multiplies the parameters by 1 - lr · weight_decay.
+    Parameters (model, lr, betas, eps, weight_decay), attributes and errors are those of Adam. Only weight_decay, whose
+    default is 0.01, acts in another way: each step first multiplies the parameters by 1 - lr · weight_decay.
 
     >>> layer = Linear.from_weights([[2, 3]])
     >>> opt = AdamW(layer, lr=0.5, weight_decay=1)

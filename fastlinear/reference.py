@@ -1,12 +1,13 @@
 """The NumPy specification of every kernel: the names and signatures of ``_kernels.pyx`` and ``_elementwise.pyx``.
 
-``FASTLINEAR_ISA=reference`` runs the whole layer on it; ``fastlinear.verify`` and the tests hold the kernels against
-it. It works in any floating dtype, so in one wider than the layer's it is a judge of rounding, too. Where a sum is
-rounded differently from the kernels' fixed order, the difference is within the bound that ``verify`` checks.
+``FASTLINEAR_ISA=reference`` runs the whole layer on it, and ``fastlinear.verify`` and the tests hold the kernels
+against it. It works in any floating dtype. In one that is wider than the layer's it also judges the kernels' rounding.
+Sums are rounded in NumPy's order, not in the kernels' fixed one; the difference is within the bound that ``verify``
+checks.
 
-x is (batch, in), grad_output (batch, out), weight (out, in), bias (out,); all in one dtype. ``threads`` is accepted
-and changes nothing, as with the kernels. ``thread`` asks for what one of the threads would do: here the first does all
-of it and the others nothing; -1 is all of it. A wrong shape is a ValueError.
+x is (batch, in), grad_output (batch, out), weight (out, in) and bias (out,), all in one dtype. As with the kernels,
+``threads`` changes no result. ``thread`` asks for the work of one of the threads alone: here the first does all of it
+and the others do nothing. -1 asks for all of it. A wrong shape is a ValueError.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 
 def _silent(kernel: Kernel) -> Kernel:
-    """Overflow, 0 · inf and the like give what IEEE says, without a RuntimeWarning, as in the kernels."""
+    """Overflow, 0 · inf and the like give what IEEE 754 says, without a RuntimeWarning, as in the kernels."""
 
     @wraps(kernel)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -184,7 +185,7 @@ def _gelu_terms(x: Array) -> tuple[Array, Array]:
 
 
 TERMS = {"silu": _silu_terms, "gelu": _gelu_terms}
-"""What the derivative by x is the sum of, where it is a sum."""
+"""The terms of the derivative by x, for activations in which it is a sum."""
 
 
 _BY_OUTPUT: dict[str, Callable[[Array, Array], Array]] = {
@@ -202,7 +203,7 @@ _BY_BEFORE: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 ACTIVATIONS = tuple(_FORWARD)
-"""An activation's kind is its place here."""
+"""The kind of an activation, for kernels, is its place here."""
 
 
 def _wide(array: Array) -> Array:
@@ -227,9 +228,9 @@ def derivative(
     threads: int = 1,
     thread: int = -1,
 ) -> None:
-    """out = the gradient before the activation, from grad_output, the one after it. It comes from `output`, the values
-    after the activation, or for silu and gelu from `before`, those before it; the other may be None.
-    out is overwritten, and may be grad_output."""
+    """out = the gradient before the activation, from grad_output, the gradient after it. For silu and gelu it needs
+    `before`, the values before the activation, and for the others `output`, the values after it. The array that is not
+    needed may be None. out is overwritten, and may be grad_output."""
     _check("out", out, grad_output.shape)
     name = ACTIVATIONS[kind]
     values, formula = (output, _BY_OUTPUT[name]) if name in _BY_OUTPUT else (before, _BY_BEFORE[name])

@@ -1,4 +1,4 @@
-"""A small net: layers with activations after them, in one call; what a user meets. The calls are in _network.pyx."""
+"""A small net, as a user meets it: layers with activations after them, in one call. The calls are in _network.pyx."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ _LINEAR = "linear"  # what a file calls a layer among the parts
 
 
 class Sequential(Arguments, Network):
-    """Linears, one after another, each with an activation after it or none: a whole net in one call.
+    """Linears one after another, each with an activation after it or none: a whole net in one call.
 
     The parts are Linears and the names of activations: relu, leaky_relu, elu, sigmoid, tanh, silu, gelu and, as the
-    last part, softmax. Sizes must meet and dtypes agree, or a ValueError says where. The net has the layers themselves,
-    not copies: what changes them changes it. Its parts never change.
+    last part, softmax. Sizes must meet and dtypes agree, or a ValueError says where; what is neither a Linear nor a
+    name is a TypeError. The net has the layers themselves and not copies: what changes them changes the net. Its list
+    of parts never changes.
 
     >>> net = Sequential(Linear(8, 64, rng=0), "tanh", Linear(64, 2, rng=1))
     >>> net
@@ -53,15 +54,17 @@ class Sequential(Arguments, Network):
     >>> bool(abs(net(x)).max() < 1e-3)
     True
 
-    Any number of threads may call a net at once. Arguments are taken as Linear takes them.
+    Any number of threads can call a net at once. It takes the arguments that Linear takes, and converts them likewise.
 
     Attributes
     ----------
     layers : tuple of Linear
     parts : tuple of Linear and str
-        ``net[k]`` is ``net.parts[k]``, and ``len(net)`` their number.
-    in_features, out_features, dtype
-        Of the whole; read-only.
+        ``net[k]`` is ``net.parts[k]``, and ``len(net)`` is their number.
+    in_features, out_features : int
+        Sizes of the last axis of x and of y; read-only.
+    dtype : numpy.dtype
+        float32 or float64, that of every layer; read-only.
     """
 
     __slots__ = ()
@@ -87,7 +90,7 @@ class Sequential(Arguments, Network):
         return f"{type(self).__name__}(\n{parts})"
 
     def _named_layers(self) -> list[tuple[str, Linear]]:
-        """The layers with what PyTorch's nn.Sequential puts before the names of their parameters."""
+        """The layers, each with the prefix that PyTorch's nn.Sequential gives to the names of its parameters."""
         return [(f"{place}.", part) for place, part in enumerate(self.parts) if not isinstance(part, str)]
 
     # ---- moving state
@@ -101,8 +104,15 @@ class Sequential(Arguments, Network):
         return {prefix + name: a for prefix, layer in self._named_layers() for name, a in layer.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
-        """Copy parameters in. The keys must be those of state_dict(); a missing, surplus or misshaped one is a
-        ValueError, an unsafe dtype a TypeError, and then nothing has changed.
+        """Copy the parameters of a state in, which overwrites those of every layer. Returns None.
+
+        The keys of state must be those of state_dict(). A key that is missing or surplus and an array of a wrong shape
+        are a ValueError, a dtype that does not cast safely is a TypeError, and then no layer has changed.
+
+        >>> net, other = (Sequential(Linear(3, 2, rng=seed), "relu") for seed in (0, 1))
+        >>> other.load_state_dict(net.state_dict())
+        >>> np.array_equal(net([1, 2, 3]), other([1, 2, 3]))
+        True
         """
         if not isinstance(state, Mapping):
             raise TypeError(
@@ -124,7 +134,7 @@ class Sequential(Arguments, Network):
 
     @contextmanager
     def _naming(self, prefix: str) -> Iterator[None]:
-        """What is wrong with a layer's values is wrong at its place in the net."""
+        """An error about a layer's values also says the layer's place in the net."""
         try:
             yield
         except (TypeError, ValueError) as error:
@@ -132,11 +142,13 @@ class Sequential(Arguments, Network):
             raise kind(f"{self._name}: part {prefix[:-1]}: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the net to a file of .npz (NumPy's) or .safetensors: the parameters, as state_dict() has them, and
-        what the parts are, so that ``load`` needs nothing else.
+        """Write the net to a file: its parameters, as state_dict() has them, and what its parts are.
 
-        PyTorch's ``nn.Sequential`` takes the arrays of the latter. The file is whole or, if anything goes wrong, as it
-        was before; see Linear.save.
+        ``load`` needs nothing else. path ends in ``.npz`` (NumPy's format) or ``.safetensors``; another ending is a
+        ValueError. PyTorch's ``nn.Sequential`` takes the arrays of the latter. If anything goes wrong, the file is as
+        it was before; see Linear.save.
+
+        >>> Sequential(Linear(3, 2), "relu").save("net.npz")
         """
         parts = [part if isinstance(part, str) else _LINEAR for part in self.parts]
         _files.save(self.state_dict(), path, note=json.dumps(parts))
@@ -145,8 +157,13 @@ class Sequential(Arguments, Network):
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """A net from a file that ``save`` has written. Nothing in a file is ever run.
 
-        A damaged file, one whose arrays do not match its parts, and one that does not say what its parts are (a
-        Linear's, or another program's), is a ValueError or TypeError that says what is wrong.
+        path is that of the file. A ValueError or TypeError names the file and says what is wrong: it is damaged, its
+        arrays do not match its parts, or it does not say what its parts are (because it is a Linear's, or another
+        program's).
+
+        >>> Sequential(Linear(3, 2), "relu").save("net.npz")
+        >>> Sequential.load("net.npz").parts[1]
+        'relu'
         """
         path = _files.as_text(path)
         parts: list[str] = []
@@ -167,12 +184,16 @@ class Sequential(Arguments, Network):
 
     @classmethod
     def from_torch(cls, module: torch.nn.Module, copy: bool = True) -> Self:
-        """A net with the parameters of a ``torch.nn.Sequential`` of nn.Linear and nn.ReLU, LeakyReLU, ELU, Sigmoid,
-        Tanh, SiLU, GELU and Softmax, with PyTorch's default constants; nested ones are one net.
+        """A net with the parameters of a ``torch.nn.Sequential``.
 
-        Identity and, in evaluation mode, Dropout compute nothing and are left out. Any other module is a ValueError
-        that names it. With ``copy=False`` both have the same memory, as for Linear.from_torch. Needs the extra
-        ``torch``.
+        Its modules are nn.Linear and nn.ReLU, LeakyReLU, ELU, Sigmoid, Tanh, SiLU, GELU and Softmax with PyTorch's
+        default constants. A Sequential inside of it becomes part of the one net. Identity and, in evaluation mode,
+        Dropout compute nothing and are left out. Any other module is a ValueError that names it. With ``copy=False``
+        both have the same memory, as for Linear.from_torch. Needs the extra ``torch``.
+
+        >>> from torch import nn
+        >>> len(Sequential.from_torch(nn.Sequential(nn.Linear(3, 2), nn.ReLU())))
+        2
         """
         from fastlinear.torch import parts_of
 
@@ -180,15 +201,23 @@ class Sequential(Arguments, Network):
         return cls(*(part if isinstance(part, str) else Linear.from_torch(part, copy=copy) for part in parts))
 
     def to_torch(self, copy: bool = True) -> torch.nn.Sequential:
-        """A ``torch.nn.Sequential`` of the same parts, on the same memory with ``copy=False``. Needs the extra
+        """A ``torch.nn.Sequential`` of the same parts.
+
+        With ``copy=False`` it is on the same memory, and read-only parameters are then a ValueError. Needs the extra
         ``torch``.
+
+        >>> import torch
+        >>> len(Sequential(Linear(3, 2), "relu").to_torch())
+        2
         """
         from fastlinear.torch import sequential_of
 
         return sequential_of([part if isinstance(part, str) else part.to_torch(copy=copy) for part in self.parts])
 
     def astype(self, dtype: DTypeLike) -> Self:
-        """A copy of the net in another dtype, float32 or float64, gradients included.
+        """A copy of the net in another dtype, gradients included.
+
+        dtype: float32 or float64; another one is a TypeError.
 
         >>> Sequential(Linear(3, 2), "relu").astype(np.float64).dtype
         dtype('float64')
@@ -209,7 +238,7 @@ class Sequential(Arguments, Network):
         return type(self).__new__, (type(self),), (self.parts, attributes)
 
     def __setstate__(self, state: tuple[tuple[Linear | str, ...], Any]) -> None:
-        """Take a state of __reduce__. The parts come last, so that a net whose state fails has none."""
+        """Take a state of __reduce__. The parts come last, so that a net whose state does not fit has none."""
         parts, attributes = state
         in_dict, in_slots = attributes if isinstance(attributes, tuple) else (attributes, {})
         if self.dtype is None:  # or _bind refuses
@@ -221,7 +250,7 @@ class Sequential(Arguments, Network):
 
 
 def _noted_parts(note: str | None) -> list[str]:
-    """What a file says of its parts; Sequential itself says whether they make a net."""
+    """The names of the parts in a file's note. Sequential itself says whether they make a net."""
     if note is None:
         raise ValueError("it does not say what its parts are; make the net and use load_state_dict()")
     try:

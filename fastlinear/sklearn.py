@@ -1,8 +1,8 @@
 """Linear models in scikit-learn's form: a `Linear`, trained by minibatch gradient descent. Extra ``sklearn``.
 
-Scores are the layer's forward, an epoch is its ``learn``; here are the order of the rows, the length of the steps, when
-to stop, and scikit-learn's conventions. ``fit`` and ``partial_fit`` train a copy and put it in place at the end, so an
-error, a divergence or Ctrl-C leaves the estimator bit for bit as it was.
+Scores are the layer's forward, and an epoch is its ``learn``. This file decides the order of the rows, the length of
+the steps and when to stop, and keeps scikit-learn's conventions. ``fit`` and ``partial_fit`` train a copy and put it in
+place at the end, so an error, a divergence or Ctrl-C leaves the estimator bit for bit as it was.
 """
 
 # X is what scikit-learn calls it:
@@ -51,12 +51,13 @@ __all__ = ["LinearClassifier", "LinearRegressor"]
 _ADVICE = "scale the features (sklearn.preprocessing.StandardScaler) or lower learning_rate, which is"
 
 _CURVATURE = {"squared_error": 4.0, "huber": 4.0, "hinge": 1.0, "log_loss": 0.5}
-"""The most that a loss's gradient by the scores changes for a change of the scores, for the softmax of several; of a
-regressor's losses four times that, because what a constant step leaves of the error is in proportion to it."""
+"""The largest curvature of each loss: how much its gradient by the scores can change for a change of the scores. For
+log_loss it is that of the softmax of several scores. For a regressor's losses it is four times the curvature, because
+the error that remains is in proportion to the length of the steps."""
 
 
 class _Settings(NamedTuple):
-    """The parameters of training as Python's own numbers: those of NumPy would round or overflow at their width."""
+    """The parameters of training as Python's own numbers, because NumPy's would round or overflow at their width."""
 
     learning_rate: float | None
     """None for "auto"."""
@@ -68,12 +69,12 @@ class _Settings(NamedTuple):
 
 
 class _LinearModel(BaseEstimator):
-    """What both have in common: their parameters, training, scores."""
+    """The parts that both estimators share: parameters, training, scores."""
 
     layer_: Linear
     _losses: tuple[str, ...]
     _y_options: dict[str, bool]  # how scikit-learn checks y
-    _check_y: Callable[[str, Any], None]  # and what it would let pass
+    _check_y: Callable[[str, Any], None]  # a check of what scikit-learn would let pass
 
     def __init__(
         self,
@@ -110,16 +111,18 @@ class _LinearModel(BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Float32 and float64 are kept as they are, the rest becomes float64.
+            float32 and float64 are kept as they are; everything else becomes float64.
         y : array-like of shape (n_samples,), for a regressor also (n_samples, n_targets)
         sample_weight : array-like of shape (n_samples,), optional
-            Factors of the rows' losses, divided by their mean first: they say how rows compare.
+            Factors of the rows' losses. They are divided by their mean first, so they only say how rows compare.
 
         Raises
         ------
         ValueError
-            If the input is empty, not finite, of the wrong shape, or text or dates where numbers are wanted, or the
-            loss does not stay finite. TypeError if X is sparse. The estimator then is as before.
+            If the input is empty, not finite, of the wrong shape, or text or dates where numbers are wanted, or if the
+            loss does not stay finite.
+        TypeError
+            If X is sparse. After any error the estimator is as it was before.
         """
         settings = self._settings()
         model, X, y, weights = self._prepare(X, y, sample_weight, begin=not self.warm_start)
@@ -127,7 +130,7 @@ class _LinearModel(BaseEstimator):
         if weights is not None:
             if not weights.any():
                 raise ValueError(f"{type(self).__name__}: the weight is zero for every row: nothing to learn from")
-            weights = weights / weights.max()  # first, for their sum may overflow
+            weights = weights / weights.max()  # first, because their sum can overflow
             weights /= weights.mean()
         rate = model.learning_rate_ = model._rate(X, weights, settings)
         scaling = None if settings.learning_rate is not None else _Scaling(X, weights, bool(self.fit_intercept))
@@ -147,7 +150,7 @@ class _LinearModel(BaseEstimator):
                 if self.verbose:
                     progress.set_postfix(loss=f"{loss:.4g}", refresh=False)
                     progress.update()
-                # The best is only replaced by what is less by tol, so slow falls add up.
+                # Only a loss that is less by tol replaces the best, so slow falls add up.
                 waited = 0 if tol is None or loss <= best - tol else waited + 1
                 best = loss if waited == 0 else best
                 if waited == settings.n_iter_no_change:
@@ -168,12 +171,12 @@ class _LinearModel(BaseEstimator):
         model, X, y, weights = self._prepare(X, y, sample_weight, begin=False, classes=classes)
         weights = model._weighted(y, weights)
         if settings.learning_rate is not None or not hasattr(self, "learning_rate_"):
-            # The first batch alone, so that it does not matter where a stream is cut.
+            # From the first batch alone, so that it does not matter where a stream is cut.
             model.learning_rate_ = model._rate(X[: settings.batch_size], None, settings)
         return self._adopt(model, [model._epoch(X, y, weights, None, model.learning_rate_, settings)])
 
     def _rate(self, X: Array, weights: Array | None, settings: _Settings) -> float:
-        """The length of steps: 1 / L, where L bounds the curvature of the mean loss."""
+        """The length of the steps: 1 / L, where L bounds the curvature of the mean loss."""
         for name, value in (("learning_rate", settings.learning_rate), ("alpha", settings.alpha)):
             if value is not None and value > float(np.finfo(X.dtype).max):
                 raise ValueError(f"{type(self).__name__}: {name} must fit {X.dtype}, got {value!r}")
@@ -193,7 +196,7 @@ class _LinearModel(BaseEstimator):
         return 1 / (curvature * (squares + 1))
 
     def _weighted(self, y: Array, weights: Array | None) -> Array | None:
-        """The rows' weights, times those of their classes."""
+        """The rows' weights, multiplied by those of their classes."""
         return weights
 
     def _settings(self) -> _Settings:
@@ -256,7 +259,7 @@ class _LinearModel(BaseEstimator):
         settings: _Settings,
         scaling: _Scaling | None = None,
     ) -> float:
-        """Step along the rows in this order, a batch at a time. The mean loss, each batch's before its step."""
+        """Step along the rows in this order, a batch at a time. Returns the mean loss, each batch's before its step."""
         layer = self.layer_
         loss = layer.learn(
             X,
@@ -270,7 +273,7 @@ class _LinearModel(BaseEstimator):
         )
         if scaling is not None and settings.alpha:
             scaling.decay(layer, rate * settings.alpha, -(-len(X) // settings.batch_size))
-        if not isfinite(loss):  # and it is not, after weights that are not
+        if not isfinite(loss):  # as it is after weights that are not
             raise self._diverged(rate)
         return loss
 
@@ -309,7 +312,7 @@ class _LinearModel(BaseEstimator):
 
 
 def _some_rows(X: Array, weights: Array | None) -> Iterator[tuple[Array, Array]]:
-    """Rows and their weights in float64, but not all at once."""
+    """Rows and their weights in float64, some at a time."""
     for start in range(0, len(X), 1024):
         rows = slice(start, start + 1024)
         x = X[rows].astype(np.float64)
@@ -321,10 +324,11 @@ _CONSTANT = {"float32": 1e-6, "float64": 1e-11}
 
 
 class _Scaling:
-    """Training on features of mean 0 and deviation 1, for a layer on the features as they are: w (x - m) / s + b."""
+    """Training on features of mean 0 and deviation 1, of a layer for the features as they are: w (x - m) / s + b."""
 
     def __init__(self, X: Array, weights: Array | None, centre: bool) -> None:
-        """Without a bias to take the means up, the features keep them, and are divided by their root mean squares."""
+        """Without a bias, which could absorb the means, the features keep them, and are divided by their root mean
+        squares."""
         total = len(X) if weights is None else weights.sum(dtype=np.float64)
         self.mean, square = np.zeros(X.shape[1]), np.zeros(X.shape[1])
         if centre:
@@ -334,12 +338,12 @@ class _Scaling:
             square += w @ (x - self.mean) ** 2 / total
         self.deviation = np.sqrt(square)
         self._decay: Array | None = None
-        # A feature that is the same in each row, but for rounding, teaches nothing that the bias does not.
+        # A feature that is the same in each row, but for rounding, teaches nothing that the bias does not teach.
         constant = self.deviation <= _CONSTANT[X.dtype.name] * abs(self.mean)
         self.deviation[constant] = np.maximum(abs(self.mean[constant]), 1) if not centre else np.inf
 
     def begin(self, layer: Linear, X: Array) -> Array:
-        """Turn the layer into the one for scaled features, and return those."""
+        """Turn the layer into one for scaled features, and return these."""
         if layer.bias is not None:
             layer.bias += (layer.weight @ self.mean).astype(layer.dtype)
         layer.weight *= np.where(np.isinf(self.deviation), 0, self.deviation).astype(layer.dtype)
@@ -350,13 +354,14 @@ class _Scaling:
         return scaled
 
     def end(self, layer: Linear) -> None:
-        """And back."""
+        """Turn the layer back into one for the features as they are."""
         layer.weight = (layer.weight / self.deviation).astype(layer.dtype)
         if layer.bias is not None:
             layer.bias -= (layer.weight @ self.mean).astype(layer.dtype)
 
     def decay(self, layer: Linear, strength: float, steps: int) -> None:
-        """The penalty on the weights as they will be, of so many steps at once; implicit, so it cannot overshoot."""
+        """Apply the penalty of so many steps at once, on the weights as they will be at the end. It is an implicit
+        step, so it cannot overshoot."""
         if self._decay is None:
             with np.errstate(over="ignore", divide="ignore"):
                 self._decay = ((1 + strength / self.deviation**2) ** -steps).astype(layer.dtype)
@@ -371,8 +376,8 @@ def _is_finite(value: Any) -> bool:
 
 
 def _check_numbers(name: str, values: Any) -> None:
-    """Text that looks like numbers is no number, nor is a date: NumPy would convert both without a word."""
-    with suppress(Exception):  # what is no array at all is left to scikit-learn
+    """Refuse text that looks like numbers, and dates: NumPy would convert both without a word."""
+    with suppress(Exception):  # scikit-learn refuses what is no array at all
         values = np.asarray(values)
     dtype = getattr(values, "dtype", None)
     kind = getattr(dtype, "kind", "")
@@ -386,12 +391,12 @@ def _check_numbers(name: str, values: Any) -> None:
 
 
 def _check_labels(name: str, labels: Any) -> None:
-    """Of integers and floats in one list NumPy makes floats, and two labels may become one."""
+    """Refuse labels that would be rounded. NumPy makes floats of integers beside floats, and two could become one."""
     if hasattr(labels, "dtype"):
         return
     try:
         given, array = np.asarray(labels, object), np.asarray(labels)
-    except ValueError:  # what is no array at all is left to scikit-learn
+    except ValueError:  # scikit-learn refuses what is no array at all
         return
     if array.dtype.kind == "f":
         for label, rounded in zip(given.ravel().tolist(), array.ravel().tolist(), strict=True):
@@ -400,7 +405,7 @@ def _check_labels(name: str, labels: Any) -> None:
 
 
 def _places(labels: Array, known: Array) -> Array:
-    """Where in known, which is sorted, each label is; -1 for one that is not there."""
+    """The place of each label in known, which is sorted; -1 for one that is not there."""
     if labels.dtype.kind == known.dtype.kind != "O":
         places = np.searchsorted(known, labels).clip(max=len(known) - 1)
         return np.where(known[places] == labels, places, -1)
@@ -422,13 +427,13 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
     ----------
     loss : "log_loss" or "hinge"
     learning_rate : "auto" or float
-        Of the mean gradient of a batch; constant. ``"auto"`` is ``1 / (c·mean(|x|² + 1))``, c being the loss's largest
-        curvature: 1/4 and 1/2 for log_loss with two and more classes, 1 for hinge. Then ``fit`` also trains on
-        features of mean 0 and deviation 1, and turns the weights back in the end, so features need not be scaled; the
-        penalty, still on the weights as they are in ``coef_``, acts after each epoch. ``partial_fit`` takes the mean
-        over the first batch that there is.
+        The length of the steps along the mean gradient of a batch; it is constant. ``"auto"`` is
+        ``1 / (c·mean(|x|² + 1))``, where c is the largest curvature of the loss: 1/4 for log_loss with two classes, 1/2
+        with more, and 1 for hinge. With ``"auto"``, ``fit`` also trains on features of mean 0 and deviation 1 and turns
+        the weights back in the end, so features need not be scaled. The penalty, which is still on the weights as they
+        are in ``coef_``, then acts after each epoch. ``partial_fit`` takes the mean over the first batch that it gets.
     batch_size : int
-        Rows to a step. The last batch of an epoch has what is left.
+        Rows to a step. The last batch of an epoch has the rows that are left.
     max_iter : int
         The most epochs of ``fit``.
     alpha : float
@@ -442,7 +447,7 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
     shuffle : bool
         Whether ``fit`` draws a new order of the rows for each epoch. ``partial_fit`` never does.
     random_state : int, numpy.random.RandomState or None
-        Of the shuffling. An int gives the same bits in each run.
+        The source of the shuffling. An int gives the same bits in each run.
     warm_start : bool
         Whether ``fit`` goes on from the model that is there.
     verbose : bool
@@ -458,14 +463,14 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
     intercept_ : ndarray of shape (n_classes,), or (1,) for two classes
     classes_ : ndarray of shape (n_classes,)
     loss_curve_ : list of float
-        Of each epoch of the last ``fit`` or ``partial_fit``: the mean loss of the rows, each before the step it was
-        part of, without the penalty.
+        For each epoch of the last ``fit`` or ``partial_fit``: the mean loss of the rows without the penalty, each row's
+        before the step that it was part of.
     n_iter_ : int
-        Its length.
+        The length of ``loss_curve_``.
     learning_rate_ : float
         The number that ``learning_rate`` came to, on the features as they are.
     n_features_in_, feature_names_in_
-        As in all of scikit-learn.
+        As in every estimator of scikit-learn.
 
     Examples
     --------
@@ -590,7 +595,7 @@ class LinearClassifier(ClassifierMixin, _LinearModel):
         return probabilities
 
     def _targets(self, y: Array, dtype: Any, begin: bool, classes: Any) -> tuple[Array, int]:
-        """Each label's place in classes_; the number of scores."""
+        """Each label's place in classes_, and the number of scores."""
         if begin or classes is not None:
             if classes is None:
                 check_classification_targets(y)
@@ -630,7 +635,7 @@ def _has_probabilities(model: LinearClassifier) -> bool:
 
 
 def _log_total(scores: Array) -> Array:
-    """log Σ exp(score) over the classes, (rows, 1). A single score is that of the second class, the first has 0."""
+    """log Σ exp(score) over the classes, (rows, 1). A single score is that of the second class; the first has 0."""
     if scores.shape[1] == 1:
         return np.logaddexp(0, scores)
     top = scores.max(axis=1, keepdims=True)
@@ -737,7 +742,7 @@ class LinearRegressor(RegressorMixin, _LinearModel):
         return self.layer_.weight.reshape(*self._y_shape, self.layer_.in_features)
 
     def _targets(self, y: Any, dtype: Any, begin: bool, classes: Any) -> tuple[Array, int]:
-        """Columns of targets; how many."""
+        """The targets as columns, and their number."""
         y = check_array(y, ensure_2d=False, dtype=dtype, input_name="y")
         if begin:
             self._y_shape: tuple[int, ...] = y.shape[1:]

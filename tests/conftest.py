@@ -6,7 +6,7 @@ and the reference, and only -m sweep takes the others.
 
 import os
 
-# Threads that have nothing to do sleep. Eight that spin on two cores take thrice the time of what they wait for.
+# Threads that have nothing to do sleep. Eight that spin on two cores make what they wait for take three times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read by the OpenMP runtime when fastlinear is imported
 
 import pytest
@@ -18,7 +18,8 @@ from fastlinear import _dispatch
 
 from .helpers import COMPILED, DTYPES, ISAS
 
-# The isa fixture sets the instruction set once for all examples of a test, which is what is wanted.
+# Hypothesis warns that a fixture runs once for all examples of a test. That is right for isa, which sets the
+# instruction set.
 settings.register_profile(
     "ci", derandomize=True, deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -27,7 +28,7 @@ settings.load_profile("ci")
 
 
 ONE_THREAD_FIXTURES = {"layer", "threads", "monkeypatch", "capsys", "tmp_path", "path"}
-"""What they give is made once for all the threads of pytest-run-parallel, and changed by a test."""
+"""Fixtures whose value all threads of pytest-run-parallel would share, although a test changes it."""
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -79,7 +79,7 @@ def ulp_apart(got, exact):
 
 
 def most(module, name, dtype):
-    """Without a fused multiply-add, gelu and softmax of float64 round a little more often."""
+    """The most ulp. Without a fused multiply-add, gelu and softmax of float64 round a little more often."""
     fused = module.__name__.rpartition("_")[2] not in WITHOUT_FMA
     return MOST if fused or name not in ("gelu", "softmax") or dtype == np.float32 else 2.5
 

@@ -10,8 +10,8 @@ from fastlinear import Linear, _dispatch
 from .bits import FUSED, digests, is_fused, recorded
 from .helpers import Problem, assert_same_bits, layer_of, memory_of, placed, run, sampled, wild
 
-# Sizes with tails and without, of one tile and of many, past the edges of blocks, of more blocks of out than go side by
-# side where columns are few; batch, in, out.
+# (batch, in, out): sizes with tails and without, of one tile and of many, past the edges of blocks, and with few
+# columns and more blocks of out than go side by side.
 SHAPES = [
     (1, 1, 1),
     (3, 5, 4),

@@ -1,6 +1,7 @@
-"""No access outside of an array: each lies against a page that may not be touched, where one byte too far is a crash.
+"""No access outside of an array: each lies against a page that may not be touched, so one byte too far is a crash.
 
-What is only read lies on pages that cannot be written. A crash ends a child process, and the test says what it was at.
+Arrays that are only read lie on pages that cannot be written. A crash ends a child process, and the test says in which
+call that happened.
 """
 
 import ctypes
@@ -147,8 +148,8 @@ def check_layer(room, p):
     x, g = x.reshape(*lead, x.shape[1]), g.reshape(*lead, g.shape[1])
     layer, out = Linear.from_weights(w, b, copy=False), outcomes(p)
 
-    def own_gradients(*memory):
-        """A layer whose gradients are at a place of one's own, too: there is no public way to that."""
+    def layer_on(*memory):
+        """A layer on this memory, gradients included, for which there is no public way."""
         made = Linear.__new__(Linear)
         made._bind(*memory)
         return made
@@ -157,13 +158,13 @@ def check_layer(room, p):
         room.check(f"layer.{method} of {sizes}", call, *(out[name] for name in names))
 
     def backward(gx, gw, gb):
-        own_gradients(w, b, gw, gb).backward(x, g, out=gx.reshape(x.shape))
+        layer_on(w, b, gw, gb).backward(x, g, out=gx.reshape(x.shape))
 
     def backward_update(new_w, new_b, gx):
         Linear.from_weights(new_w, new_b, copy=False).backward_update(x, g, 0.25, out=gx.reshape(x.shape))
 
     def step(new_w, new_b):
-        own_gradients(new_w, new_b, w, b).step(0.25)
+        layer_on(new_w, new_b, w, b).step(0.25)
 
     check("__call__", lambda y: layer(x, y.reshape(g.shape)), "y")
     check("backward_input", lambda gx: layer.backward_input(g, gx.reshape(x.shape)), "grad_input")

@@ -300,6 +300,19 @@ print(*(set(sys.modules) - before))
     assert not tops & {"multiprocessing", "subprocess", "unittest", "asyncio", "concurrent"}
 
 
+def test_no_network_and_no_processes():
+    """No source of the package imports what opens a connection or starts a process, except for python -m fastlinear."""
+    risky = r"socket|ssl|http|urllib|ftplib|smtplib|asyncio|subprocess|multiprocessing|ctypes"
+    used = rf"^\s*(?:from|import) (?:{risky})\b|\bos\.(?:system|popen|exec|spawn|posix_spawn|fork)\w*\("
+    sources = [path for path in Path(PACKAGE).iterdir() if path.suffix in (".py", ".pyx")]
+    found = [
+        (path.name, line.strip())
+        for path in sources
+        for line in re.findall(used, path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert found == [("__main__.py", "import subprocess")]
+
+
 def test_import_is_silent():
     """An import prints nothing and warns of nothing."""
     run = python("import fastlinear", "-W", "error")

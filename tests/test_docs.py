@@ -14,6 +14,7 @@ import pytest
 
 import fastlinear
 from fastlinear import Linear, Sequential
+from fastlinear._network import Tape
 
 HOME = Path(__file__).parents[1]
 PAGES = [HOME / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")]
@@ -36,6 +37,13 @@ PUBLIC |= {
     for name in dir(kind)
     if name[0] != "_"
 }
+EXPLAINED = PUBLIC | {
+    f"{kind.__name__}.{name}": getattr(kind, name)
+    for kind in (fastlinear.SGD, fastlinear.Adam, fastlinear.AdamW, Tape)
+    for name in dir(kind)
+    if name[0] != "_"
+}
+"""What a user can call or read, whether it has a place of its own on the page of the interface or not."""
 
 pytestmark = pytest.mark.skipif(
     not (HOME / "docs/conf.py").is_file(), reason="the documentation is not beside the tests"
@@ -127,12 +135,44 @@ def test_the_program_of_a_page(name, tmp_path):
     assert without_figures(result.stdout) == without_figures(printed)
 
 
+def examples_of(names):
+    return [name for name, it in names.items() if ">>>" in (inspect.getdoc(it) or "")]
+
+
 @pytest.mark.thread_unsafe
-@pytest.mark.parametrize("name", [name for name, it in PUBLIC.items() if ">>>" in (inspect.getdoc(it) or "")])
-def test_docstrings_run(name, threads):
+@pytest.mark.parametrize("name", examples_of(EXPLAINED | {"losses": fastlinear.losses}))
+def test_docstrings_run(name, threads, tmp_path, monkeypatch):
+    """Each example, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
     public = {name: getattr(fastlinear, name) for name in fastlinear.__all__}
     public |= {name: getattr(fastlinear.losses, name) for name in fastlinear.losses.__all__}
-    run(inspect.getdoc(PUBLIC[name]), {**public, "np": np, "fastlinear": fastlinear}, name)
+    text = inspect.getdoc(fastlinear.losses if name == "losses" else EXPLAINED[name])
+    for package in re.findall(r"^>>> (?:from|import) (\w+)", text, re.MULTILINE):
+        pytest.importorskip(package)
+    run(text, {**public, "np": np, "fastlinear": fastlinear}, name)
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_docstrings_say_enough(name):
+    """Each argument by its name, what can go wrong, what becomes of out, and an example; of an attribute what it is."""
+    it = EXPLAINED[name]
+    text = inspect.getdoc(it)
+    if not callable(it):
+        owner, _, attribute = name.rpartition(".")
+        of_class = "\n".join(inspect.getdoc(kind) or "" for kind in getattr(fastlinear, owner, Tape).__mro__)
+        assert text or re.search(rf"^(?:\w+, )*{attribute}\b[\w, ]*(?: :|$)", of_class, re.MULTILINE)
+        return
+    try:
+        arguments = set(inspect.signature(it).parameters)
+    except ValueError:  # a compiled method of Python 3.10 to 3.12
+        arguments = set(re.findall(r"(\w+)(?==|,|\))", it.__text_signature__ or ""))
+    arguments -= {"self", "parts"}
+    assert {argument for argument in arguments if not re.search(rf"\b{argument}\b", text)} == set()
+    assert ">>> " in text
+    if arguments:
+        assert re.search(r"Error|errors", text)
+    if "out" in arguments:
+        assert re.search(r"overwr\w+", text)
 
 
 def test_everything_public_is_on_the_page_of_the_interface():
@@ -155,15 +195,22 @@ def test_tests_that_are_named_exist(page):
 
 
 def test_every_promise_has_a_test():
-    """Each row of each table with a column "shown by" names a test."""
-    rows = 0
-    for table in read(HOME / "docs/reliability.md").split("\n\n"):
-        header, *lines = table.splitlines()
-        if header.endswith("| shown by |"):
-            for line in lines[1:]:
-                assert re.search(r"test_\w+\.py::\w+[^|]*\|$", line), line
-                rows += 1
-    assert rows > 20
+    """Each item of each list on the page of promises names a test, or a command that is there."""
+    promises = re.findall(r"^(?:-|\d+\.) .*(?:\n  +.*)*", read(HOME / "docs/reliability.md"), re.MULTILINE)
+    assert len(promises) > 60
+    for promise in promises:
+        commands = re.findall(r"`(\.ci/\w+)`", promise)
+        assert re.search(r"`test_\w+\.py::\w+`", promise) or commands, promise
+        assert all((HOME / command).is_file() for command in commands), promise
+
+
+def test_one_figure_for_one_thing():
+    """Each time, rate and ratio of the page on speed stands in the same digits on the page of benchmarks."""
+    page = read(HOME / "docs/how-it-is-fast.md").replace("\n", " ")
+    figures = re.findall(r"\b\d[\d.]* (?:ns|µs|ms|GB/s)\b|\b\d+\.\d GFLOP/s|\b\d\.\d\d\b", page)
+    assert len(figures) > 15
+    measured = read(HOME / "docs/benchmarks/README.md")
+    assert not [figure for figure in figures if figure not in measured]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)

@@ -37,12 +37,11 @@ SMALL = sorted({*TILE_EDGES, *SAMPLE})
 FIFTH = 5
 """Of so many sizes each run takes one. 5 divides the length of no list below, so each value on them comes with some."""
 
-# Both sides of every edge: the width of an axpy tile (2 to 8 vectors of 16 to 64 bytes), a block of k (1024 float32,
-# 512 float64), of rows of W (384), of the batch (256), of columns (2048; 4096 for a vector), the batch from which W or
-# x is transposed (4 to 64), then 32 rows and 48 outputs at a time; each with a batch that streams W and one that does
-# not. Then narrow layers, grad_weight's groups of outputs (64 KiB of a block of the batch) and panels of x (256 KiB), a
-# W of more than 16 MiB, which is fetched ahead, and long blocks of k (32768 float32, 16384 float64), through which 32
-# rows and 128 outputs go at a time.
+# Both sides of the edges where a kernel begins to do something else: the widths of axpy tiles (2 to 8 vectors of 16 to
+# 64 bytes), the blocks of the three sums (k: 1024 float32, 512 float64; o: 384; b: 256), the columns that wait in L1
+# (4096 for one float32 vector, fewer for more rows), the batches and outputs from which forward copies or turns an
+# operand, layers of up to 40 features, a W of more than 16 MiB, whose next rows are fetched ahead, and long blocks of k
+# (32768 float32, 16384 float64). The edges of what goes through long blocks together are in tests/test_space.py.
 EDGES = (48, 64, 80, 96, 128, 256, 512, 1024, 2048)
 WIDTHS = sorted({edge + step for edge in EDGES for step in (-1, 0, 1)})
 BLOCKS = [

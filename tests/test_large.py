@@ -1,9 +1,9 @@
 """Arrays of more than 2**31 elements, where an index or an offset of 32 bits would go wrong.
 
 An array is one small piece of memory, mapped again and again over many gigabytes of addresses. All values are small
-integers, so what must come of that is known exactly from the piece. An offset that wraps lands in another place of the
-piece, or where nothing is, so each test runs in a child process. It looks as if it took as much memory as it has
-addresses (to ps and top), but it takes some megabytes, and two for each GiB of addresses to map them.
+integers, so the right results are known exactly from the piece. An offset that wraps lands in another place of the
+piece, or where no memory is; because of the latter each test runs in a child process. ps and top say that it takes as
+much memory as it has addresses, but it takes some megabytes, and two more for each GiB of addresses.
 
 All on the kernels of the best instruction set: the others come from the same source, in which only the vectors differ.
 """
