@@ -58,10 +58,10 @@ def measure(kernels: Any, dtype: Any, rng: np.random.Generator) -> list[float] |
 
 def terms(batch: Any, in_features: Any, outs: Any, dtype: Any) -> list[tuple[list[str], list[Any]]]:
     """What the cost of each way is a sum of, by name."""
-    lanes = 64 // dtype.itemsize
+    lanes = 32 // dtype.itemsize
 
     def waste(n: Any) -> Any:
-        return np.ceil(n / (lanes // 2)) * (lanes // 2) / n - 1
+        return np.ceil(n / lanes) * lanes / n - 1
 
     one = np.ones_like(batch)
     far = (in_features * outs * dtype.itemsize > PAST_L2).astype(float)

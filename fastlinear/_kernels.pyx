@@ -89,6 +89,8 @@ cdef enum:
     WORTH_A_COPY = 2048    # grad_weight: for fewer multiply-adds than that it costs more to decide than to do
     FOLDED = 3             # product: a sum of fewer terms than that goes row by row, because memory is one stream
     FOLDED_BYTES = 1024    # then, if rows are that long; 8 terms are slower
+    MANY_PANELS = 24       # product: forward's rows of x are packed for more panels of W than that, if they are long: a
+    LONG_ROW = 2048        # tenth faster then in float64. Packed for 4 panels, 72 to 512 features lost a quarter
     PACKED_ROWS = 24       # product: from so many rows on the other operand is packed. For fewer, grad_input streams a
                            # W that comes from memory past them
     TURNED_ROWS = 48       # product: turned sums that wait to be written; whole tiles of 6 and of 3, whole vectors
@@ -179,9 +181,12 @@ cdef void product(Sum sum, real a_scale, const real* a, Py_ssize_t a_row, Py_ssi
         else:
             high = even_piece(rows, LANES_ROWS if sum == FORWARD else MOST_ROWS)
         wide = line if sum == FORWARD or turned else AXPY_COLS[high] * (VECTOR_BYTES // size)
-        # Packing a pays if there are panels enough; scaled it must be. A turned W is read where it lies: broadcasts of
-        # single elements do not mind, and it is as large as all that is saved.
-        pack_a = a_scale != 1 or (cols > 2 * wide and not (turned and sum == FORWARD))
+        # Packing a pays if there are panels enough; scaled it must be. Forward's tiles broadcast single elements, which
+        # can be read where they lie, and to pack 3 rows takes as long as a panel of multiply-adds.
+        if sum == FORWARD:
+            pack_a = not turned and cols > MANY_PANELS * wide and n * size >= LONG_ROW
+        else:
+            pack_a = a_scale != 1 or cols > 2 * wide
         pack_b = sum == FORWARD or b_col != 1 or b_scale != 1 or (rows >= PACKED_ROWS and n >= PACKED_STEPS)
         at.row, at.step, at.lane = a_row, lanes_of_k if sum == FORWARD else a_k, 1
         block, a_panel = rows, 0
@@ -345,8 +350,9 @@ cdef Way cheapest_way(Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t outs,
                       const real* dtype) noexcept nogil:
     """The way that costs least, by what each costs in times of its multiply-adds: sums over lanes; transposing W, sums,
     x; lanes without work; W from beyond L2. bench/fit.py fits the constants. Against the best way at each point, those
-    for 16 registers lose 4 % on average (AVX2, 1,000 random points), those for 32 0.1 % (AVX-512, 180)."""
-    cdef Py_ssize_t lanes = 64 // sizeof(real)
+    for 16 registers lose 1 % on average (AVX2, 3,000 random points). Those for 32 were fitted on AVX-512 to 180 points
+    when a sum had 16 lanes, and lost 0.1 %; what a lane costs is halved since."""
+    cdef Py_ssize_t lanes = LANE_BYTES // <Py_ssize_t> sizeof(real)
     cdef bint past_l2 = in_features * outs * <Py_ssize_t> sizeof(real) > PAST_L2_BYTES
     cdef double dots, packed, turned
     if in_features <= NARROW and whole_rows and in_features <= 8 * batch and batch * outs >= 16:
@@ -355,15 +361,15 @@ cdef Way cheapest_way(Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t outs,
         return DOTS
     if VECTOR_REGISTERS == 32:
         dots = 2.7 * lanes / in_features + min(batch, 64) / 1800.0
-        packed = 11.5 / batch + waste(outs, lanes)
-        turned = 16.0 / outs + 0.9 * lanes / in_features + waste(batch, lanes) + batch / 3000.0
+        packed = 11.5 / batch + waste(outs, 2 * lanes)
+        turned = 16.0 / outs + 0.9 * lanes / in_features + waste(batch, 2 * lanes) + batch / 3000.0
     else:
-        dots = 1.35 + 7.1 * lanes / in_features - min(batch, 64) / 230.0 + 4.3 / outs
+        dots = 1.15 + 7.6 * lanes / in_features - min(batch, 64) / 540.0 + 3.3 / outs
         if past_l2:
-            dots += 0.13
-        packed = 0.88 + 3.4 * lanes / in_features + 8.6 / batch + 6.5 / outs + 0.75 * waste(outs, lanes // 2)
-        turned = 0.83 + 4.4 * lanes / in_features + 9.5 / outs + 6.0 / batch + 0.98 * waste(batch, lanes // 2)
-        if past_l2 and batch > 2 * lanes:
+            dots += 0.05
+        packed = 0.73 + 5.5 * lanes / in_features + 9.1 / batch + 6.1 / outs + 0.87 * waste(outs, lanes)
+        turned = 0.95 + 5.7 * lanes / in_features + 24.8 / outs + 4.9 / batch + 1.3 * waste(batch, lanes)
+        if past_l2 and batch > 4 * lanes:
             turned += 0.4   # W passes once for each panel of x; fitted by hand, because it matters most at large sizes
     if dots <= packed and dots <= turned:
         return DOTS

@@ -81,7 +81,7 @@ class _PyTorchForm(Optimiser):
 
     @classmethod
     def _number(cls, name: str, value: Any, shapes: Shapes) -> float:
-        """value, which must be finite in the dtype of each parameter. Below the smallest it is 0 there, as in PyTorch."""
+        """value, which must be finite in each parameter's dtype. Below the smallest it is 0 there, as in PyTorch."""
         number = cls._not_negative(name, value)
         if number > _LARGEST_FLOAT32 and any(dtype == np.float32 for _, dtype in shapes):
             raise ValueError(f"{cls._named(name)} must fit float32, got {value!r}")

@@ -113,7 +113,6 @@ def updating(net: Sequential, x: np.ndarray, grad_output: np.ndarray) -> dict[st
         "learn labels": lambda: layer.learn(x, labels, 1e-6, loss="log_loss", batch_size=4),
         "net, step": lambda: net.step(1e-6),
         "step": lambda: layer.step(1e-6),
-        "learn": lambda: layer.learn(x, grad_output, 1e-6),
         "reset": lambda: layer.reset(rng=0),
         "load_state_dict": lambda: layer.load_state_dict(state),
         "assigned": lambda: setattr(layer, "weight", np.zeros_like(layer.weight)),
