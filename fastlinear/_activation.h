@@ -16,7 +16,7 @@
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
 #define BY_DTYPE(pointer, name) _Generic(*(pointer), float: name##_f32, double: name##_f64)
-#if defined(__GNUC__)
+#if defined(__GNUC__) || defined(__clang__)
 #define UNROLL_ALL _Pragma("GCC unroll 32")
 #else
 #define UNROLL_ALL

@@ -24,7 +24,7 @@
 #ifndef PARTS
 #define PARTS (64 / VECTOR_BYTES)
 #endif
-#if defined(__GNUC__)
+#if defined(__GNUC__) || defined(__clang__)
 #define FETCH(p) __builtin_prefetch((const void *)(p))
 #else
 #define FETCH(p)

@@ -24,7 +24,7 @@
 #define PARTS (64 / VECTOR_BYTES)
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
-#if defined(__GNUC__)
+#if defined(__GNUC__) || defined(__clang__)
 #define NOINLINE __attribute__((noinline)) /* where it is called often, and large: compiling it takes long */
 #define UNROLL _Pragma("GCC unroll 8")
 #define UNROLL16 _Pragma("GCC unroll 16")

@@ -39,7 +39,7 @@
 #endif
 #endif
 
-#if defined(__GNUC__)
+#if defined(__GNUC__) || defined(__clang__)
 #define INLINE static inline __attribute__((always_inline))
 #elif defined(_MSC_VER)
 #define INLINE static __forceinline

@@ -47,6 +47,14 @@ def test_available_agrees_with_cpuinfo():
     assert "baseline" in expected
 
 
+@x86_linux
+@pytest.mark.parametrize("feature", sorted({f for isa in INSTRUCTION_SETS.values() for f in isa.features}))
+def test_each_feature_is_there_if_the_kernel_says_so(feature):
+    """CPUID is read here and there, and a feature whose registers are not saved is none."""
+    flags = re.search(r"^flags\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split()
+    assert _layer.supports(feature) == (feature in flags)
+
+
 def test_the_best_is_used():
     run = python("import fastlinear; print(fastlinear.isa)")
     assert run.stdout.strip() == _dispatch.available()[0], run.stderr
