@@ -10,6 +10,7 @@ Switches, all read from the environment:
     FASTLINEAR_PLAIN=1            the tiles on plain arrays, as for compilers without vector types
     FASTLINEAR_WIDE=1             the tiles on vectors of 64 bytes, as on AVX-512, for tests on a machine with AVX2
     FASTLINEAR_OPENMP=0           no threads
+    CC=cl                         on Windows: MSVC, which has no vector types, in place of Clang (clang_cl)
 
 CC, CFLAGS, CPPFLAGS and LDFLAGS, and what Python itself was built with, come before the flags that are set here, so
 these have the last word: NEUTRAL undoes what would break a promise. _promises.h, read before each module, makes an
@@ -19,6 +20,7 @@ error of what cannot be undone, and LOADED looks at what was linked.
 import os
 import platform
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -55,9 +57,33 @@ SANITIZE = SANITIZERS[WANTED]
 # reports what they do one after another.
 OPENMP = switch("OPENMP", default=True) and WANTED != "thread"
 
+
+def clang_cl() -> str | None:
+    """Clang in MSVC's place, on Windows: what CC names, or PATH has, or the installer of LLVM or Visual Studio brought.
+
+    None if there is none, or if CC asks for another. MSVC's linker links its objects, with MSVC's libraries.
+    """
+    wanted = os.environ.get("CC", "")
+    if not MSVC or (wanted and not Path(wanted).stem.lower().endswith("clang-cl")):
+        return None
+    programs = Path(os.environ.get("PROGRAMFILES", "C:/Program Files"))
+    installed = [programs / "LLVM/bin/clang-cl.exe"]
+    installed += programs.glob("Microsoft Visual Studio/*/*/VC/Tools/Llvm/x64/bin/clang-cl.exe")
+    found = shutil.which(wanted or "clang-cl") or next((str(file) for file in installed if file.exists()), None)
+    if wanted and not found:
+        sys.exit(f"CC={wanted} was not found; without CC the compiler that is there is taken")
+    return found
+
+
+CLANG_CL = clang_cl()
+VECTORS = not PLAIN and bool(CLANG_CL or not MSVC)
+"""Whether there are vector types. Without them, the baseline on plain arrays is the one build."""
+
 if MSVC:
-    # No vector types there: the baseline on plain arrays is the one build.
-    COMPILE, LINK = ["/O2", "/fp:precise", "/std:c11", "/FIfastlinear/_promises.h"], []
+    # Clang's -ffp-contract is on by itself, even with /fp:precise.
+    COMPILE = ["/O2", "/fp:precise", "/std:c11", "/FIfastlinear/_promises.h"]
+    COMPILE += ["/clang:-O3", "/clang:-ffp-contract=off"] if CLANG_CL else []
+    LINK = []
 else:
     COMPILE = [
         "-O0" if DEBUG or COVERAGE else "-O1" if SANITIZE else "-O3",
@@ -132,6 +158,10 @@ class Build(build_ext):
     """The usual command, with flags that depend on the compiler, and a look at what came out."""
 
     def build_extensions(self) -> None:
+        if CLANG_CL:
+            if not self.compiler.initialized:
+                self.compiler.initialize()  # finds MSVC, whose linker and libraries stay
+            self.compiler.cc = CLANG_CL
         compile_flags, link_flags = self.flags()
         for module in self.extensions:
             # The flags of the instruction set come last.
@@ -147,7 +177,8 @@ class Build(build_ext):
     def flags(self) -> tuple[list[str], list[str]]:
         """What this compiler is told beyond COMPILE and LINK, and what it is told when it links."""
         if MSVC:
-            return ["/openmp"] if OPENMP else [], []
+            # Clang's OpenMP would need a DLL that neither Windows nor Python has.
+            return ["/openmp"] if OPENMP and not CLANG_CL else [], []
         clang = self.takes(source="#ifndef __clang__\n#error\n#endif")
         # A flag that Clang would only ignore is one that it does not take.
         strict = ["-Werror=ignored-optimization-argument"] if clang else []
@@ -206,12 +237,13 @@ modules = []
 for name in ("_layer", "_learn", "_losses", "_network", "_optimisers"):
     modules += extension(name, f"{name}.pyx")
 for name, isa in INSTRUCTION_SETS.items():
-    if not isa.machines or (machine() in isa.machines and not (MSVC or PLAIN or WIDE)):
+    if not isa.machines or (machine() in isa.machines and VECTORS and not WIDE):
         built_as = INSTRUCTION_SETS["avx2"] if WIDE else isa
         # Beside the others the baseline is for processors older than AVX2, and -O3 would add 5 % to the wheel. Only
         # where the W of a narrow layer stays in registers is -O2 slower: half as fast, measured on AVX2.
-        beside_others = machine() in INSTRUCTION_SETS["avx2"].machines and not (MSVC or PLAIN or WIDE)
-        small = ("-O2",) if name == "baseline" and beside_others and "-O3" in COMPILE else ()
+        beside_others = machine() in INSTRUCTION_SETS["avx2"].machines and VECTORS and not WIDE
+        optimised = {"-O3", "/clang:-O3"} & {*COMPILE} if name == "baseline" and beside_others else ()
+        small = tuple(flag.replace("3", "2") for flag in optimised)
         for source in ("_kernels", "_elementwise"):
             modules += extension(f"{source}_{name}", f"{source}.pyx", built_as.features, (*built_as.flags, *small))
 

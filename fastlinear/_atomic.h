@@ -2,7 +2,7 @@
 #ifndef FASTLINEAR_ATOMIC_H
 #define FASTLINEAR_ATOMIC_H
 
-#if defined(__GNUC__)
+#if defined(__GNUC__) || defined(__clang__)
 static inline int load_int(const int *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void store_int(int *p, int value) { __atomic_store_n(p, value, __ATOMIC_RELEASE); }
 static inline void *load_pointer(void **p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }

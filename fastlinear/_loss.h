@@ -109,9 +109,9 @@ INLINE VEC NAME(squared_error)(VEC output, VEC target, VEC *gradient) {
 }
 
 INLINE VEC NAME(huber)(VEC output, VEC target, VEC *gradient) {
-    const VEC d = NAME(sub)(output, target), distance = NAME(magnitude)(d), near = NAME(min)(TO_EACH(1), distance);
-    *gradient = NAME(signed_as)(near, d);
-    return NAME(mul)(near, NAME(fma)(TO_EACH(-0.5), near, distance));
+    const VEC d = NAME(sub)(output, target), distance = NAME(magnitude)(d), capped = NAME(min)(TO_EACH(1), distance);
+    *gradient = NAME(signed_as)(capped, d);
+    return NAME(mul)(capped, NAME(fma)(TO_EACH(-0.5), capped, distance));
 }
 
 INLINE VEC NAME(hinge)(VEC score, VEC sign, VEC *gradient) {

@@ -21,7 +21,7 @@
 #include "_loss.h"
 #endif
 
-#if defined(__GNUC__)
+#if defined(__GNUC__) || defined(__clang__)
 #define FETCH(p) __builtin_prefetch((const void *)(p))
 #else
 #define FETCH(p)

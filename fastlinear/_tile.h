@@ -21,7 +21,7 @@
 
 #include "_vector.h"
 
-#if defined(__GNUC__)
+#if defined(__GNUC__) || defined(__clang__)
 #define NOINLINE __attribute__((noinline)) /* where it is called often, and large: compiling it takes long */
 #define PREFETCH(p) __builtin_prefetch((const void *)(p), 1)
 #define PREFETCH_L2(p) __builtin_prefetch((const void *)(p), 0, 2)

@@ -44,7 +44,7 @@
 #endif
 #endif
 
-#if defined(__GNUC__)
+#if defined(__GNUC__) || defined(__clang__)
 #define INLINE static inline __attribute__((always_inline))
 #elif defined(_MSC_VER)
 #define INLINE static __forceinline
@@ -489,7 +489,7 @@ ROOTS(double, f64, sqrt)
 /* The function for the dtype of what the pointer points to. */
 #define BY_DTYPE(pointer, name) _Generic(*(pointer), float: name##_f32, double: name##_f64)
 
-#if defined(__GNUC__)
+#if defined(__GNUC__) || defined(__clang__)
 #define UNROLL _Pragma("GCC unroll 8")
 #define UNROLL16 _Pragma("GCC unroll 16")
 #define UNROLL_ALL _Pragma("GCC unroll 32")

@@ -47,6 +47,14 @@ def test_available_agrees_with_cpuinfo():
     assert "baseline" in expected
 
 
+@x86_linux
+@pytest.mark.parametrize("feature", sorted({f for isa in INSTRUCTION_SETS.values() for f in isa.features}))
+def test_each_feature_is_there_if_the_kernel_says_so(feature):
+    """CPUID is read here and there, and a feature whose registers are not saved is none."""
+    flags = re.search(r"^flags\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split()
+    assert _layer.supports(feature) == (feature in flags)
+
+
 def test_the_best_is_used():
     run = python("import fastlinear; print(fastlinear.isa)")
     assert run.stdout.strip() == _dispatch.available()[0], run.stderr
@@ -235,6 +243,66 @@ def test_an_unknown_sanitizer_is_an_error(small_build):
     run = build(FASTLINEAR_SANITIZE="1")
     assert run.returncode != 0
     assert "FASTLINEAR_SANITIZE must be one of 0, address, thread, got '1'" in run.stderr
+
+
+ON_WINDOWS = """
+import json, platform, runpy, sys, types
+import Cython.Build, numpy, setuptools
+from setuptools.command.build_ext import build_ext
+
+sys.platform, platform.machine = "win32", lambda: "AMD64"
+found = {}
+setuptools.setup = lambda **arguments: found.update(arguments)
+Cython.Build.cythonize = lambda modules, **_: modules
+build_ext.build_extensions = lambda self: None
+runpy.run_path("setup.py")
+build = found["cmdclass"]["build_ext"](setuptools.Distribution())
+build.extensions = found["ext_modules"]
+build.compiler = types.SimpleNamespace(initialized=False, initialize=lambda: None, cc="cl.exe")
+build.build_extensions()
+print(json.dumps([build.compiler.cc, {module.name: module.extra_compile_args for module in build.extensions}]))
+"""
+"""What setup.py would have compiled on Windows, with which compiler and flags; nothing is compiled."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="makes a program that stands for clang-cl")
+@pytest.mark.usefixtures("small_build")
+def test_on_windows_clang_builds_every_instruction_set(tmp_path):
+    """The flags of its row come last, contraction is off, and the baseline is a small one beside the others. MSVC,
+    which CC can ask for, builds the baseline alone; a Clang that CC names must be there."""
+    clang = tmp_path / "clang-cl"
+    clang.write_text("")
+    clang.chmod(0o755)
+
+    def on_windows(cc):
+        command = [sys.executable, "-c", ON_WINDOWS]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("FASTLINEAR_")} | {"CC": cc}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    run = on_windows(str(clang))
+    compiler, modules = json.loads(run.stdout)
+    assert compiler == str(clang), run.stderr
+    sources = ("_kernels", "_elementwise")
+    names = {*BUILT_ONCE, *(f"{source}_{name}" for source in sources for name in INSTRUCTION_SETS)}
+    assert {*modules} == {f"fastlinear.{name}" for name in names}
+    for source in sources:
+        for name, isa in INSTRUCTION_SETS.items():
+            flags = modules[f"fastlinear.{source}_{name}"]
+            rows = (*isa.flags, "/clang:-O2") if name == "baseline" else isa.flags
+            assert flags[len(flags) - len(rows) :] == [*rows]
+            assert flags[: len(flags) - len(rows)] == modules["fastlinear._layer"]
+    assert {"/clang:-ffp-contract=off", "/clang:-O3"} <= {*modules["fastlinear._layer"]}
+    assert "/openmp" not in modules["fastlinear._layer"]
+
+    compiler, modules = json.loads(on_windows("cl").stdout)
+    assert compiler == "cl.exe"
+    assert {*modules} == {f"fastlinear.{name}" for name in (*BUILT_ONCE, *(f"{s}_baseline" for s in sources))}
+    assert "/openmp" in modules["fastlinear._layer"]
+    assert not [flag for flags in modules.values() for flag in flags if flag.startswith(("/clang", "-"))]
+
+    missing = on_windows("/nowhere/clang-cl")
+    assert missing.returncode != 0
+    assert "CC=/nowhere/clang-cl was not found" in missing.stderr
 
 
 @x86_linux
