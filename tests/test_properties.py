@@ -14,7 +14,9 @@ from .helpers import METHODS, assert_same_bits, assert_same_memory, memory_of
 
 FEATURES = st.integers(0, 70)
 BATCH = npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=9)
-LAYERS = st.builds(Linear, FEATURES, FEATURES, st.booleans(), st.sampled_from(["f4", "f8"]), st.integers(0, 99))
+LAYERS = st.builds(
+    Linear, FEATURES, FEATURES, st.booleans(), dtype=st.sampled_from(["f4", "f8"]), rng=st.integers(0, 99)
+)
 METHOD = st.sampled_from(sorted(METHODS))
 
 
