@@ -184,6 +184,14 @@ def test_everything_public_is_on_the_page_of_the_interface():
     assert set(PUBLIC) - inherent <= listed
 
 
+def test_contributing_shows_every_file():
+    """Its tree has a line for each file of the package, apart from the types of the compiled modules, and no other."""
+    tree = re.search(r"```text\n(setup.py.*?)```", read(HOME / "CONTRIBUTING.md"), re.DOTALL)[1]
+    package = re.search(r"^fastlinear/.*?(?=^tests/)", tree, re.DOTALL | re.MULTILINE)[0]
+    sources = {file.name for file in (HOME / "fastlinear").iterdir() if file.suffix in (".py", ".pyx", ".pxd", ".h")}
+    assert set(re.findall(r"^  (\w+\.\w+)", package, re.MULTILINE)) == sources
+
+
 def names(module):
     tree = ast.parse(read(HOME / "tests" / module))
     return {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
