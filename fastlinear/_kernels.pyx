@@ -82,6 +82,8 @@ cdef enum:
     RUN_BYTES = 1 << 16    # product: packed panels that a tile of rows passes before the next tile does, so that y is
                            # written in long pieces. One panel at a time (BLIS's order) costs 5 % at 1024 squared and
                            # 256 rows, half with 32 rows: there y is most of what moves. Twice as much is no better
+    FORWARD_RUN = 1 << 14  # product: the same for forward, whose panels stay in L1 then: up to a tenth for 45 to 100 features
+                           # and many outputs, a fifth if others use L3. 64 KiB is a twentieth slower
     PACKED_STEPS = 16      # product: for sums of fewer terms than that the other operand is not packed: a copy costs
                            # more than that its rows lie far apart (half, with 100 rows and 10 outputs). Of 16 to 40
                            # terms, those whose rows are a power of two apart lose a third if not packed, the others a
@@ -113,6 +115,7 @@ cdef enum:
     TURNED_AT = PANEL_AT + PANEL_BYTES + 64
     WAITING_AT = TURNED_AT + TURNED_ROWS * 64 + 64
     SCRATCH_END = WAITING_AT + LONG_ROWS * LONG_OUTS * 8    # and CHUNK_BYTES
+    IT_FITS = 1 // (SCRATCH_END <= SCRATCH_BYTES)           # or this divides by zero and does not compile
 
 # ---- dividing a range into tiles, blocks and threads
 
@@ -165,7 +168,7 @@ cdef void product(Sum sum, real a_scale, const real* a, Py_ssize_t a_row, Py_ssi
     cdef Py_ssize_t size = sizeof(real), line = 64 // size, lanes_of_k = LANE_BYTES // size
     cdef Py_ssize_t k_block = (K_BLOCK_BYTES // size if sum == FORWARD else O_BLOCK if sum == FRESH
                                else B_BLOCK if rows > 1 else STREAMS)
-    cdef Py_ssize_t k0, n, r0, r1, r, c0, c, width, some, most, wide, run, a_panel, block, b_row
+    cdef Py_ssize_t k0, n, r0, r1, r, c0, c, width, some, most, wide, run, a_panel, b_next, block, b_row
     cdef int high, tall
     cdef Rows at
     cdef bint pack_a, pack_b
@@ -198,11 +201,15 @@ cdef void product(Sum sum, real a_scale, const real* a, Py_ssize_t a_row, Py_ssi
             block = max(A_BYTES // (a_panel * size), 1) * high
         # How much of b is prepared at once: one panel, or some that share cache lines, or what stays in L2 as it is.
         most = PANEL_BYTES // (n * size) // 64 * 64
-        run = wide
-        if sum == FORWARD or turned:
-            most = wide
+        b_next = n * wide
+        if sum == FORWARD:
+            b_next = group_stride(n, <int> line, LANES_AT_ONCE, a) * (lanes_of_k // LANES_AT_ONCE)
+        run = max((FORWARD_RUN if sum == FORWARD else RUN_BYTES) // (b_next * size), 1) * wide
+        if turned:
+            run = most = wide
+        elif sum == FORWARD:
+            most = run
         elif pack_b:
-            run = max(RUN_BYTES // (n * wide * size), 1) * wide
             most = max(run, min(PANELS * wide, most // wide * wide))
         else:
             run = wide = most
@@ -226,7 +233,11 @@ cdef void product(Sum sum, real a_scale, const real* a, Py_ssize_t a_row, Py_ssi
                 width = min(most, cols - c0)
                 b_panel, b_row = <const real*> packed_b, 0
                 if sum == FORWARD:
-                    pack_lanes(<int> width, n, b + c0 * b_col + k0, b_col, <int> line, LANES_AT_ONCE, packed_b)
+                    c = c0
+                    while c < c0 + width:
+                        pack_lanes(<int> min(wide, c0 + width - c), n, b + c * b_col + k0, b_col, <int> line,
+                                   LANES_AT_ONCE, packed_b + (c - c0) // wide * b_next)
+                        c += wide
                 elif b_col != 1:
                     c = c0
                     while c < c0 + width:
@@ -241,7 +252,7 @@ cdef void product(Sum sum, real a_scale, const real* a, Py_ssize_t a_row, Py_ssi
                 while c < c0 + width:
                     some = min(run, c0 + width - c)
                     tiles(sum, a_block, at, pack_a, a_panel, high, b_panel + (c - c0) * (n if pack_b else 1), b_row,
-                          wide, y + (c * y_row + r0 if turned else r0 * y_row + c), y_row, turned,
+                          b_next, wide, y + (c * y_row + r0 if turned else r0 * y_row + c), y_row, turned,
                           r1 - r0, some, n, bias + (r0 if turned else c) if bias != NULL and k0 + n == k else NULL,
                           k0 == 0, far and c == 0, scratch)
                     c += some
@@ -251,7 +262,7 @@ cdef void product(Sum sum, real a_scale, const real* a, Py_ssize_t a_row, Py_ssi
 
 
 cdef void tiles(Sum sum, const real* a, Rows at, bint packed, Py_ssize_t a_panel, int high, const real* b,
-                Py_ssize_t b_row, Py_ssize_t wide, real* y, Py_ssize_t y_row, bint turned, Py_ssize_t rows,
+                Py_ssize_t b_row, Py_ssize_t b_next, Py_ssize_t wide, real* y, Py_ssize_t y_row, bint turned, Py_ssize_t rows,
                 Py_ssize_t width, Py_ssize_t n, const real* bias, bint first, bint far, char* scratch) noexcept nogil:
     """The tiles of a run of panels of b, each `wide`, one row of tiles under another: loop 1 of product()."""
     cdef Py_ssize_t line = 64 // <Py_ssize_t> sizeof(real), r, c, some, begin, stop, across, tile_row
@@ -273,21 +284,24 @@ cdef void tiles(Sum sum, const real* a, Rows at, bint packed, Py_ssize_t a_panel
             tile, tile_row = (sums + (r - begin) * line, line) if turned else (y + r * y_row, y_row)
             if sum == FORWARD:
                 a_tile = a + (r // high * a_panel if packed else r * at.row)
-                end.y, end.row, end.first = tile, tile_row, turned or first
-                end.bias = bias
-                if turned:
-                    end.bias = NULL
-                lanes(tall, <int> width, a_tile, at.row, at.lane, at.step, b, n, &end, high * at.row if far else 0)
+                end.row, end.first, end.bias = tile_row, turned or first, NULL
             else:
                 a_tile = a + (r * n if packed else r * at.row)
-                across = AXPY_COLS[tall] * (VECTOR_BYTES // <Py_ssize_t> sizeof(real))
-                c = 0
-                while c < width:
-                    some = min(wide, width - c)
+            across = AXPY_COLS[tall] * (VECTOR_BYTES // <Py_ssize_t> sizeof(real))
+            c = 0
+            while c < width:
+                some = min(wide, width - c)
+                if sum == FORWARD:
+                    end.y = tile + c
+                    if bias != NULL and not turned:
+                        end.bias = bias + c
+                    lanes(tall, <int> some, a_tile, at.row, at.lane, at.step, b + c // wide * b_next, n, &end,
+                          high * at.row if far else 0)
+                else:
                     axpy(tall, some, n, a_tile, at.row, tall if packed else at.step, b + c * (1 if b_row else n),
                          b_row if b_row else some, tile + c, tile_row,
                          across if width - c > across else tall * tile_row, mode)
-                    c += wide
+                c += wide
             r += tall
         if turned:
             end.y, end.row, end.bias, end.first = y + begin, y_row, bias + begin if bias != NULL else NULL, \

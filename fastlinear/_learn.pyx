@@ -92,7 +92,11 @@ cdef struct Place:
 
 cdef inline Place place_of(cnp.ndarray array) noexcept:
     """Where an array is. Python code, which a signal or a finaliser may run, can resize it; here there is none."""
-    return Place(NULL, 0) if array is None else Place(<char*> cnp.PyArray_DATA(array), cnp.PyArray_NBYTES(array))
+    cdef Place place
+    place.begin, place.nbytes = NULL, 0
+    if array is not None:
+        place.begin, place.nbytes = <char*> cnp.PyArray_DATA(array), cnp.PyArray_NBYTES(array)
+    return place
 
 
 cdef cnp.ndarray own_view(cnp.ndarray array):
@@ -367,14 +371,15 @@ cdef class Learner(Layer):
         cdef Py_ssize_t done = 0, n, block, batch = min(task.batch, max(rows, 1)), steps, gathered
         cdef cnp.ndarray here, at, y, w, lr, room, scores, gradient
         cdef bint as_it_is = self.has_plain_rows(x)
-        cdef list shared = [a is not None and self.shares_memory(a) for a in (x, targets, weights)]
+        cdef bint x_shared = self.shares_memory(x), targets_shared = self.shares_memory(targets)
+        cdef bint weights_shared = weights is not None and self.shares_memory(weights)
         cdef double total = 0
         self.check_places(arrays, task)
-        if shared[0]:
+        if x_shared:
             x, as_it_is = self.plain(x).copy(), True
-        if shared[1]:
+        if targets_shared:
             targets = targets.copy()
-        if shared[2]:
+        if weights_shared:
             weights = weights.copy()
         if kernels == NULL:
             return reference.learn(self, x, targets, rates if cnp.PyArray_NDIM(rates) else float(rates),
