@@ -122,7 +122,7 @@ NEUTRAL = (
     # A module is one file, so there is nothing to optimise when it is linked.
     "-fno-lto",
 )
-"""Each undoes what the environment may have asked for. A compiler is told those that it knows."""
+"""Each undoes what the environment might have asked for. A compiler is told those that it knows."""
 
 LOADED = """
 import ctypes, os, struct, sys

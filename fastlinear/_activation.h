@@ -318,7 +318,7 @@ INLINE VEC NAME(gelu_derivative)(VEC grad, VEC x) {
     return NAME(mul)(grad, NAME(select_less)(x, NAME(zero)(), d, NAME(sub)(TO_EACH(1), d)));
 }
 
-/* ---- element after element: out[j] = f(x[j]), and out[j] = f(grad[j], values[j]). out may be an operand. */
+/* ---- element after element: out[j] = f(x[j]), and out[j] = f(grad[j], values[j]). out can be an operand. */
 
 #define EACH(name) \
     static void NAME(name##_each)(const REAL *x, REAL *out, ptrdiff_t n) { \

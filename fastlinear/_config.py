@@ -45,7 +45,7 @@ def flags() -> str:
 
 def subnormals() -> str:
     """Whether this thread computes with subnormal numbers. fastlinear never changes that; other libraries can."""
-    [smallest] = struct.unpack("=d", struct.pack("=q", 1))  # by its bits: arithmetic may not give it
+    [smallest] = struct.unpack("=d", struct.pack("=q", 1))  # by its bits: arithmetic might not give it
     lost = [
         what
         for what, flushed in {

@@ -275,7 +275,7 @@ cdef int check_same(str name, const real[:, ::1] array, const real[:, ::1] x) ex
 
 
 def activate(int kind, const real[:, ::1] x, real[:, ::1] out, int threads=1, int thread=-1):
-    """out[b, o] = f(x[b, o]), softmax over each row. out is overwritten, and may be x."""
+    """out[b, o] = f(x[b, o]), softmax over each row. out is overwritten, and can be x."""
     check_kind(kind)
     check_threads(threads, thread)
     check_same("out", out, x)
@@ -290,7 +290,7 @@ def derivative(int kind, const real[:, ::1] grad_output, const real[:, ::1] outp
                real[:, ::1] out, int threads=1, int thread=-1):
     """out = the gradient before the activation, from grad_output, the gradient after it. For silu and gelu it needs
     `before`, the values before the activation, and for the others `output`, the values after it. The array that is not
-    needed may be None. out is overwritten, and may be grad_output."""
+    needed can be None. out is overwritten, and can be grad_output."""
     check_kind(kind)
     check_threads(threads, thread)
     cdef const real[:, ::1] values = output     # not by a conditional expression, which Cython 3.1 counts wrongly
@@ -320,7 +320,7 @@ cdef int check_labels(const int64_t[::1] labels, Py_ssize_t rows, Py_ssize_t col
 
 
 def squared_error(const real[:, ::1] output, const real[:, ::1] target, double scale, real[:, ::1] out):
-    """The sum of (output - target)^2 / 2. out = scale (output - target), and may be output or target."""
+    """The sum of (output - target)^2 / 2. out = scale (output - target), and can be output or target."""
     check_same("target", target, output)
     check_same("out", out, output)
     cdef double total
@@ -331,7 +331,7 @@ def squared_error(const real[:, ::1] output, const real[:, ::1] target, double s
 
 def huber(const real[:, ::1] output, const real[:, ::1] target, double scale, real[:, ::1] out):
     """The sum of d^2 / 2 where abs(d) <= 1 and of abs(d) - 1/2 elsewhere, d = output - target.
-    out = scale clip(d, -1, 1), and may be output or target."""
+    out = scale clip(d, -1, 1), and can be output or target."""
     check_same("target", target, output)
     check_same("out", out, output)
     cdef double total
@@ -342,7 +342,7 @@ def huber(const real[:, ::1] output, const real[:, ::1] target, double scale, re
 
 def hinge(const real[:, ::1] scores, const int64_t[::1] labels, double scale, real[:, ::1] out):
     """The sum of max(0, 1 - z), z = sign score, where sign is 1 for the label's column and -1 for the others; one
-    column is that of label 1. out = -scale sign where z <= 1, else 0, and may be scores."""
+    column is that of label 1. out = -scale sign where z <= 1, else 0, and can be scores."""
     check_same("out", out, scores)
     check_labels(labels, scores.shape[0], scores.shape[1])
     cdef double total
@@ -353,7 +353,7 @@ def hinge(const real[:, ::1] scores, const int64_t[::1] labels, double scale, re
 
 def log_loss(const real[:, ::1] scores, const int64_t[::1] labels, double scale, real[:, ::1] out):
     """The sum of -log p(label) over the rows. One column is the score of label 1 against label 0, p(1) = 1 / (1 +
-    exp(-score)); of several, p = softmax(scores). out = scale (p - [the label's column]), and may be scores."""
+    exp(-score)); of several, p = softmax(scores). out = scale (p - [the label's column]), and can be scores."""
     check_same("out", out, scores)
     check_labels(labels, scores.shape[0], scores.shape[1])
     cdef double total
@@ -365,7 +365,7 @@ def log_loss(const real[:, ::1] scores, const int64_t[::1] labels, double scale,
 def sgd(const real[::1] gradient, double lr, double momentum, bint nesterov, double weight_decay, real[::1] parameter,
         real[::1] buffer, int threads=1, int thread=-1):
     """g = gradient + weight_decay parameter; buffer = momentum buffer + g, and then g = buffer, or with nesterov
-    g += momentum buffer; parameter -= lr g. parameter and buffer are changed in place; buffer may be None."""
+    g += momentum buffer; parameter -= lr g. parameter and buffer are changed in place; buffer can be None."""
     check_threads(threads, thread)
     check_length("parameter", parameter.shape[0], gradient.shape[0])
     if buffer is not None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
     Names = Callable[[str | None], tuple[Collection[str], Collection[str]]]
 
-_PIECE = 1 << 20  # bytes that one read may take; tables of contents are no longer than that
+_PIECE = 1 << 20  # bytes that one read can take; tables of contents are no longer than that
 _MOST_HEADER = 10_000  # bytes of a .npy header; NumPy's own limit
 _NOTE = "parts"  # the name of a note: an array of its UTF-8 in .npz, an entry of the metadata in .safetensors
 _MOST_DEFLATED = 1032  # bytes that one byte of a compressed member can become, because two bits are at most 258 bytes

@@ -73,7 +73,7 @@ cdef enum:
                            # each block ends in a sum over lanes
     LONG_BLOCKS = 32       # forward: so many blocks of k make a long one. The sums of long blocks are added up in turn:
                            # a million terms of one sign would lose three times as much to a single chain of blocks
-    O_BLOCK = 384          # grad_input: a block of o, which bounds the error of a long one-signed sum like a BLAS does
+    O_BLOCK = 384          # grad_input: a block of o, which bounds the error of a long one-signed sum as a BLAS does
 
     # Free to tune: no result depends on them.
     B_BLOCK = 256          # grad_weight: rows of x that a tile adds up before it goes back to memory
@@ -84,10 +84,10 @@ cdef enum:
                            # 256 rows, half with 32 rows: there y is most of what moves. Twice as much is no better
     FORWARD_RUN = 1 << 14  # product: the same for forward, whose panels stay in L1 then: up to a tenth for 45 to 100 features
                            # and many outputs, a fifth if others use L3. 64 KiB is a twentieth slower
-    PACKED_STEPS = 16      # product: for sums of fewer terms than that the other operand is not packed: a copy costs
-                           # more than that its rows lie far apart (half, with 100 rows and 10 outputs). Of 16 to 40
-                           # terms, those whose rows are a power of two apart lose a third if not packed, the others a
-                           # tenth if packed
+    PACKED_STEPS = 16      # product: for sums of fewer terms than that the other operand is not packed, because a copy
+                           # costs more than rows that lie far apart (half, with 100 rows and 10 outputs). Sums of 16
+                           # to 40 terms lose a third unpacked if the rows are a power of two apart; the others lose a
+                           # tenth packed
     WORTH_A_COPY = 2048    # grad_weight: for fewer multiply-adds than that it costs more to decide than to do
     FOLDED = 3             # product: a sum of fewer terms than that goes row by row, because memory is one stream
     FOLDED_BYTES = 1024    # then, if rows are that long; 8 terms are slower
@@ -109,7 +109,7 @@ cdef enum:
     LONG_OUTS = 256
 
 cdef enum:
-    # Where what is in the scratch of a thread.
+    # Where each part of a thread's scratch begins.
     A_AT = 0
     PANEL_AT = A_AT + A_BYTES + 64              # a packed row may be stored as a whole vector
     TURNED_AT = PANEL_AT + PANEL_BYTES + 64
@@ -184,7 +184,7 @@ cdef void product(Sum sum, real a_scale, const real* a, Py_ssize_t a_row, Py_ssi
         else:
             high = even_piece(rows, LANES_ROWS if sum == FORWARD else MOST_ROWS)
         wide = line if sum == FORWARD or turned else AXPY_COLS[high] * (VECTOR_BYTES // size)
-        # Packing a pays if there are panels enough; scaled it must be. Forward's tiles broadcast single elements, which
+        # Packing a pays if there are enough panels, and scales it. Forward's tiles broadcast single elements, which
         # can be read where they lie, and to pack 3 rows takes as long as a panel of multiply-adds.
         if sum == FORWARD:
             pack_a = not turned and cols > MANY_PANELS * wide and n * size >= LONG_ROW
@@ -341,7 +341,7 @@ cdef void forward_dots(const real* x, const real* weight, const real* bias, real
 
 cdef void forward_narrow(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
                          Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t out_row) noexcept nogil:
-    """Few features: 64 bytes of outputs after another, each with all of its W in registers, if there are enough."""
+    """Few features: 64 bytes of outputs at a time, with all of their W in registers, if there are enough."""
     cdef int width = 64 // <int> sizeof(real)
     cdef Py_ssize_t o = 0
     cdef Ending end
@@ -362,10 +362,10 @@ cdef enum Way:
 
 cdef Way cheapest_way(Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t outs, bint whole_rows,
                       const real* dtype) noexcept nogil:
-    """The way that costs least, by what each costs in times of its multiply-adds: sums over lanes; transposing W, sums,
-    x; lanes without work; W from beyond L2. bench/fit.py fits the constants. Against the best way at each point, those
+    """The way that costs least, counted in times of the multiply-adds: sums over lanes; transposing W, sums, x; lanes
+    without work; W from beyond L2. bench/fit.py fits the constants. Against the best way at each point, those
     for 16 registers lose 1 % on average (AVX2, 3,000 random points). Those for 32 were fitted on AVX-512 to 180 points
-    when a sum had 16 lanes, and lost 0.1 %; what a lane costs is halved since."""
+    when a sum had 16 lanes, and lost 0.1 %; what a lane costs has been halved since."""
     cdef Py_ssize_t lanes = LANE_BYTES // <Py_ssize_t> sizeof(real)
     cdef bint past_l2 = in_features * outs * <Py_ssize_t> sizeof(real) > PAST_L2_BYTES
     cdef double dots, packed, turned
@@ -734,7 +734,7 @@ cdef char* check_threads(int threads, int thread) except NULL:
 
 def forward(const real[:, ::1] x, const real[:, ::1] weight, const real[::1] bias, real[:, ::1] out, int threads=1,
             int thread=-1):
-    """out[b, o] = sum_i x[b, i] weight[o, i] + bias[o]. out is overwritten; bias may be None."""
+    """out[b, o] = sum_i x[b, i] weight[o, i] + bias[o]. out is overwritten; bias can be None."""
     cdef char* scratch = check_threads(threads, thread)
     check_length("x's axis 1", x.shape[1], weight.shape[1])
     check_length("out's axis 0", out.shape[0], x.shape[0])
@@ -807,8 +807,8 @@ def grad_bias(const real[:, ::1] grad_output, double scale, real[::1] out):
 
 def update(const real[:, ::1] x, const real[:, ::1] grad_output, double lr, real[:, ::1] weight, real[::1] bias,
            real[:, ::1] out, int threads=1, int thread=-1):
-    """grad_input into out (overwritten; may be None), then weight -= lr grad_output^T x and bias -= lr sum_b
-    grad_output in place; bias may be None. out comes from the weights as they were. The bias is the first thread's."""
+    """grad_input into out (overwritten; can be None), then weight -= lr grad_output^T x and bias -= lr sum_b
+    grad_output in place; bias can be None. out comes from the weights as they were. The bias is the first thread's."""
     cdef char* scratch = check_threads(threads, thread)
     check_length("grad_output's axis 0", grad_output.shape[0], x.shape[0])
     check_length("weight's axis 0", weight.shape[0], grad_output.shape[1])

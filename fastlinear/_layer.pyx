@@ -117,7 +117,7 @@ def after_fork_in_child():
 
 
 cdef inline int threads_now() noexcept nogil:
-    # Who changes OpenMP's limit later (threadpoolctl, omp_set_num_threads) is obeyed, and OMP_THREAD_LIMIT is.
+    # A limit that is set later (threadpoolctl, omp_set_num_threads) is obeyed, and so is OMP_THREAD_LIMIT.
     cdef int limit = omp_get_max_threads(), wanted = load_int(&threads_wanted)
     if load_int(&forked) or not HAS_OPENMP:
         return 1
@@ -189,7 +189,7 @@ cdef void end(Work* work) noexcept:
 # ---- looking at arrays
 
 cdef tuple tuple_of(const cnp.npy_intp* numbers, int count):
-    """Not by a comprehension, here or in any other .pyx: without memory, those of Cython 3.3 free an item twice."""
+    """Write no comprehension here or in another .pyx: when memory runs out, those of Cython 3.3 free an item twice."""
     cdef list found = []
     cdef int n
     for n in range(count):
@@ -363,7 +363,7 @@ cdef Parameter parameter_on(cnp.ndarray array):
         p.shape[axis] = cnp.PyArray_DIMS(array)[axis]
     p.span.begin = <char*> cnp.PyArray_DATA(array)
     p.span.end = p.span.begin + cnp.PyArray_NBYTES(array)
-    p.memory = memory_of(array)     # last, because an owner's __buffer__ may be Python code that reshapes the array
+    p.memory = memory_of(array)     # last, because an owner's __buffer__ can be Python code that reshapes the array
     p.handed_out = p.view()
     return p
 
@@ -441,7 +441,7 @@ cdef class Model:
         if not PyArray_CheckExact(out) and cnp.PyArray_Check(out):
             self._check_mask("out", out)
         if cnp.PyArray_Check(out) and cnp.PyArray_ISWRITEABLE(out):
-            # NumPy warns of writing to what broadcast_arrays() returns: now, because a warning may be an error.
+            # NumPy warns of writing to what broadcast_arrays() returns: now, because a warning can be an error.
             PyArray_FailUnlessWriteable(out, "out")
         return 0
 
@@ -462,7 +462,7 @@ cdef class Model:
         return 0
 
     cdef int check_no_scale(self, out) except -1:
-        """Whether out of a backward is no number, which would be meant for the argument after it."""
+        """Raise if the out of a backward is a number, which was meant for the argument after it."""
         if type(out) is float or type(out) is int:
             raise TypeError(f"{self._name}: out must be a numpy.ndarray, got {type(out).__name__} {out!r}; a scale "
                             f"comes by keyword, scale={out!r}")
@@ -1074,7 +1074,7 @@ cdef int check_activated(str function, int kind, cnp.ndarray x, out) except -1:
         raise ValueError(f"{function}: out must have shape {shape_of(x)}, got {shape_of(out)}")
     if not cnp.PyArray_ISWRITEABLE(out):
         raise ValueError(f"{function}: out must be writable, got a read-only array")
-    PyArray_FailUnlessWriteable(out, "out")     # NumPy may warn, and a warning may be an error
+    PyArray_FailUnlessWriteable(out, "out")     # NumPy can warn, and a warning can be an error
     return 0
 
 

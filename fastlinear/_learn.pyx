@@ -5,9 +5,9 @@
 
 What it computes is reference.learn. There are two ways to that: rows one by one for one output, which are in _rows.h,
 and everything else, which calls the kernels that the public methods call. Arguments are taken as in _layer.pyx: first
-all that may run Python code, then all checks, then the rows. They come in blocks, between which signals are handled.
-Arrays may change meanwhile: kernels look at a label before they follow it, and of order a block has a copy of its own,
-which is checked when its turn comes.
+all that can run Python code, then all checks, then the rows. They come in blocks, between which signals are handled.
+Arrays can change meanwhile. So kernels look at a label before they follow it, and a block copies its part of order and
+checks it when its turn comes.
 """
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
@@ -91,7 +91,7 @@ cdef struct Place:
 
 
 cdef inline Place place_of(cnp.ndarray array) noexcept:
-    """Where an array is. Python code, which a signal or a finaliser may run, can resize it; here there is none."""
+    """Where an array is. Python code, which a signal or a finaliser can run, can resize it; none runs here."""
     cdef Place place
     place.begin, place.nbytes = NULL, 0
     if array is not None:
@@ -213,7 +213,7 @@ cdef class Learner(Layer):
 
     def learn(self, X, y, lr, loss="squared_error", batch_size=1, l2=0.0, sample_weight=None, order=None,
               adaptive=False):
-        """Learn from rows: gradient descent on the mean loss of batch_size rows after another, in one compiled loop.
+        """Learn from rows: gradient descent on the mean loss of batch_size rows at a time, in one compiled loop.
 
         Bit for bit what these calls do for each batch in turn (``fastlinear.reference.learn`` is the whole)::
 
@@ -222,7 +222,7 @@ cdef class Learner(Layer):
             layer.backward_update(X[rows], grad_output, lr, input_grad=False)
 
         X: (rows, in_features), or (in_features,) for one row. Rows are read where they lie if each is contiguous and of
-        the layer's dtype; else they are converted block by block, so X may be larger than memory (``numpy.memmap``).
+        the layer's dtype; else they are converted block by block, so X can be larger than memory (``numpy.memmap``).
         y: for the losses ``squared_error`` and ``huber`` (rows, out_features), or (rows,) for one output; for
         ``log_loss`` and ``hinge`` labels (rows,) of any integer dtype: 0 or 1 for one output, else less than
         out_features. The formulas are those of ``fastlinear.losses``.
@@ -230,9 +230,9 @@ cdef class Learner(Layer):
         l2: strength of the penalty l2/2 · ΣW²: each step begins with ``weight *= 1 - lr * l2``. The bias has none.
         sample_weight: (rows,), factors of the rows' losses and gradients. order: (steps of rows,), the indices of the
         rows to learn, in turn: shuffling without a copy of X.
-        adaptive: steps for each weight by AdaGrad (Duchi, Hazan and Singer, JMLR 12, 2011), where features are of
+        adaptive: a step size for each weight by AdaGrad (Duchi, Hazan and Singer, JMLR 12, 2011), for features of
         unlike scales. With g the batch's gradient by a parameter, s += g² and parameter -= lr g / (sqrt(s) + 1e-10).
-        The sums s are kept in grad_weight and grad_bias, of which learn has no other use: zero_grad() begins anew.
+        The sums s are kept in grad_weight and grad_bias, which learn does not need otherwise: zero_grad() begins anew.
 
         Returns the mean over the rows of the losses (times sample_weight), each before its batch's step; NaN without
         rows. NaN in X or y spreads to the loss and from there to all weights:
@@ -314,7 +314,7 @@ cdef class Learner(Layer):
         cdef Py_ssize_t rows, steps, outs = 1 if has_labels(task.loss) else self.out_features
         cdef tuple arrays
         cdef bint one
-        # First all that may run Python code ...
+        # First all that can run Python code ...
         task.batch = self.size_of("batch_size", batch_size)
         task.l2 = self.number("l2", l2)
         task.adaptive = adaptive
@@ -396,7 +396,7 @@ cdef class Learner(Layer):
             task.gradient = <char*> cnp.PyArray_DATA(gradient)
         try:
             while done < rows:
-                # What ran meanwhile, a handler or another thread, may have freed an array or frozen the layer.
+                # What ran meanwhile, a handler or another thread, might have freed an array or frozen the layer.
                 self.check_places(arrays, task)
                 self.check_learnable(task)
                 n = min(block, rows - done)
@@ -530,7 +530,7 @@ cdef class Learner(Layer):
         return np.asarray(array).reshape(rows) if outs == 1 else np.asarray(array).reshape(rows, outs)
 
     cdef int check_range(self, str name, cnp.ndarray array, Py_ssize_t stop, str what) except -1:
-        """Runs no Python code (array.min() would), for that could free the array."""
+        """Runs no Python code (array.min() would), because that could free the array."""
         cdef Py_ssize_t r, outside = 0
         cdef const int64_t* plain
         if cnp.PyArray_TYPE(array) == cnp.NPY_INT64 and PyArray_ISCARRAY_RO(array):

@@ -103,7 +103,7 @@ cdef inline bint can_classify(Pass* p, scores, labels, result) noexcept:
     return apart(p.target, p.result)
 
 
-# ---- before the last look: conversions, in which Python code may run, and allocation
+# ---- before the last look: conversions, in which Python code can run, and allocation
 
 cdef cnp.ndarray empty_like(cnp.ndarray a):
     return PyArray_EMPTY(cnp.PyArray_NDIM(a), cnp.PyArray_DIMS(a), cnp.PyArray_TYPE(a), 0)

@@ -73,7 +73,7 @@ cdef struct Rows:
     size_t buffer               # bytes of a buffer; each thread has two
     char* x
     char* grad_output
-    char* result                # the output, or grad_input, which may be NULL
+    char* result                # the output, or grad_input, which can be NULL
     double rate                 # the scale, or the learning rate
     bint updates
     int threads

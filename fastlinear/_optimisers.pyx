@@ -153,7 +153,7 @@ cdef class Optimiser:
             size += slots[n].size
         self._configure(**numbers)
         with cython.critical_section(self):
-            fresh = self.layers is None     # another thread may have been faster
+            fresh = self.layers is None     # another thread might have been faster
             if fresh:
                 self.memory, self.slot_memory, self.slots = memory, slot_memory, slots
                 self.count, self.size, self.largest, self.model, self.steps = count, size, largest, model, steps
@@ -276,7 +276,7 @@ cdef class Optimiser:
         cdef Py_ssize_t n
         self.check_steps(steps)
         check_buffers(type(self).__name__, self.shapes(), self.buffers, buffers)
-        self._configure(**numbers)      # the last that may fail
+        self._configure(**numbers)      # the last that can fail
         with cython.critical_section(self):
             for n in range(self.count):
                 fill(&self.slots[n], self.buffers, buffers[n])

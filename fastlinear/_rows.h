@@ -5,7 +5,7 @@
      w[i]  = decay w[i] + (-lr g) x[b][i]        backward_update's multiply-add, after the decay
      bias += -lr g
 
-   The pass that updates w by one row adds up the next row's score from the weights as they become, which is all that may
+   The pass that updates w by one row adds up the next row's score from the weights as they become, which is all that can
    overlap: each score needs all weights of the step before it. So the least time of a row is the latency of a sum over
    lanes, the loss's gradient, and two multiply-adds, some 80 cycles for log_loss; loads, stores, the values of losses and
    everything that does not wait for a score disappear in it up to some 100 features. From there on it is the chain of

@@ -47,15 +47,15 @@ cdef enum Loss:
 
 ctypedef void (*activate_kernel)(int kind, const void* x, void* out, Py_ssize_t rows, Py_ssize_t columns,
                                  int threads) noexcept nogil
-# output or before may be NULL if that kind does not use it.
+# output or before can be NULL if that kind does not use it.
 ctypedef void (*derivative_kernel)(int kind, const void* grad_output, const void* output, const void* before, void* out,
                                    Py_ssize_t rows, Py_ssize_t columns, int threads) noexcept nogil
-# They return the sum of the losses of the rows. out may be output, scores or target.
+# They return the sum of the losses of the rows. out can be output, scores or target.
 ctypedef double (*number_loss)(const void* output, const void* target, double scale, void* out, Py_ssize_t rows,
                                Py_ssize_t columns) noexcept nogil
 ctypedef double (*label_loss)(const void* scores, const int64_t* labels, double scale, void* out, Py_ssize_t rows,
                               Py_ssize_t columns) noexcept nogil
-# buffer may be NULL.
+# buffer can be NULL.
 ctypedef void (*sgd_kernel)(const void* gradient, double lr, double momentum, bint nesterov, double weight_decay,
                             void* parameter, void* buffer, Py_ssize_t size, int threads) noexcept nogil
 ctypedef void (*adam_kernel)(const void* gradient, double rate, double beta1, double beta2, double correction,

@@ -31,7 +31,7 @@
 #define PREFETCH_L2(p)
 #endif
 
-/* The shapes of tiles: so many vectors wide is one with that many rows, and narrower ones there are, too. Fewer rows leave
+/* The shapes of tiles: a tile with r rows has at most DOT_COLS[r] or AXPY_COLS[r] columns of sums. Fewer rows leave
    registers for more columns, down to the vector (one row), where eight rows of W at once beat four by half from memory:
    more streams for the prefetcher. An update of eight rows is slower than one of six where in is a power of two: with x
    and y they are ten lines in an 8-way set of L1. 4x4 axpy tiles are 25 % slower than 6x4 (more loads a multiply-add), and
@@ -43,9 +43,9 @@
    and 1 lanes at once were slower on AVX-512 than six rows of one vector with four lanes (80, 87, 98 against 110 GFLOP/s
    at 256x256, batch 256, when a sum had 16 lanes). On AVX2 three rows of two vectors with two lanes at once store half as
    many sums of lanes as six rows with one, and read the panel twice as often: up to 15 % faster for k to 800, equal beyond.
-   A store of 32 bytes costs Zen 3 a cycle of both its multiply-add units, so that those sums, and adding them up, are what
-   forward with a short k waits for: 7 additions and 4 stores for k multiply-adds. With 16 lanes it was twice that, and a
-   dot_tile on AVX2 walked along k twice: forward at random layers took 1.1 to 1.4 times as long. Learning row by row, one
+   A store of 32 bytes costs Zen 3 a cycle of both its multiply-add units, so that forward with a short k waits for
+   storing those sums and adding them up: 7 additions and 4 stores for k multiply-adds. With 16 lanes it was twice that, and a
+   dot_tile on AVX2 walked along k twice: forward at random layers took 1.05 to 1.4 times as long. Learning row by row, one
    chain of additions, was faster with them: a tenth with 64 features and a half with 784, if the rows are in the cache. */
 enum { MOST_ROWS = 6, MOST_COLS = 8, NARROW = 40, FAR_STEPS = 64, PANELS = 4 };
 #if VECTOR_REGISTERS == 32
@@ -126,7 +126,7 @@ ENDING(double, f64_lanes)
 
 /* ---- forward */
 
-/* W goes on `ahead` elements from here, and is fetched from there meanwhile unless that is 0. */
+/* The next rows of W are `ahead` elements further on, and are fetched meanwhile unless `ahead` is 0. */
 INLINE void NAME(dot_tile)(const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdiff_t w_row, ptrdiff_t k,
                            const struct ending *end, ptrdiff_t ahead, const int rows, const int cols) {
     LANE_VEC sum[LANE_PARTS][MOST_ROWS][MOST_COLS];
@@ -258,7 +258,7 @@ static void NAME(pack)(int rows, ptrdiff_t n, const REAL *from, ptrdiff_t row, i
 }
 /* The same of rows that lie the other way, in panels of `high` elements of each, the last of which has what is left: to[s][r]
    = scale a[s][r], r < high, and one panel behind another. Some panels go together, because a line of `a` has elements of
-   several, and may come from afar. */
+   several, and can come from afar. */
 INLINE void NAME(copy_panels)(ptrdiff_t steps, ptrdiff_t width, const REAL *a, ptrdiff_t a_step, REAL scale, REAL *to,
                               const int high) {
     const VEC scales = NAME(splat)(scale);
@@ -464,8 +464,8 @@ INLINE void NAME(update_tile)(ptrdiff_t width, const REAL *x, const REAL *g, REA
 #undef COLUMNS
 }
 
-/* ---- One function for each shape of tile, the table of them, and what a loop calls. A shape that there is not has none of
-   the tile's code in its function. */
+/* ---- One function for each shape of tile, the table of them, and what a loop calls. The functions of other shapes
+   than those above have none of the tile's code in them. */
 
 #define ENTRY(r, c) [r][c] = NAME(SHAPE(r, c)),
 

@@ -230,7 +230,7 @@ PARTIAL(double, f64_lanes)
 
 /* ---- the rest, the same for all: once on vectors, once on arrays ---- */
 
-/* The integers of a lane's size, unsigned because they may overflow, and the bits of its fraction. */
+/* The integers of a lane's size, unsigned because they can overflow, and the bits of its fraction. */
 typedef uint32_t int_of_f32;
 typedef uint64_t int_of_f64;
 enum { FRACTION_f32 = 23, FRACTION_f64 = 52 };

@@ -78,7 +78,7 @@ def _limits(layer: Linear, rows: int) -> dict[str, float]:
     An error is at most eps / 2 for each rounding that a term goes through, times Σ|a||b|: N. Higham, Accuracy and
     Stability of Numerical Algorithms, 2nd edition, 2002, section 4.2, and without terms of eps² C.-P. Jeannerod and
     S. Rump, Improved Error Bounds for Inner Products in Floating-Point Arithmetic, 2013. Terms of mixed signs stay far
-    below; terms of one value may come near.
+    below; terms of one value can come near.
     """
     rounded = {"grad": 2 * rows, "updated": rows, "stepped": 3 * rows}  # the most of all ways to them; see _errors()
     parameters = {f"{what}_{name}": times for what, times in rounded.items() for name in ("weight", "bias")}

@@ -406,7 +406,7 @@ class Linear(Arguments, Learner):
 
 
 def _advice() -> ModuleType:
-    """What an error may add."""
+    """The module that has what an error adds, imported when there is one."""
     from fastlinear import _advice
 
     return _advice
@@ -438,7 +438,7 @@ def _array(name: str, value: Any) -> Array:
     if (
         array.dtype.kind in "OSU"
         and (array.ndim == 0 or not (isinstance(value, (list, tuple)) or hasattr(value, "__array__")))
-        and not isinstance(value, int)  # which may be too large for NumPy
+        and not isinstance(value, int)  # which can be too large for NumPy
     ):
         raise TypeError(f"{name} must be an array of numbers, got {_advice().came(value)}{_advice().for_array(value)}")
     return array
@@ -474,8 +474,8 @@ def _rounded(name: str, values: Array, dtype: np.dtype[Any]) -> Array:
 def _check_cast(
     name: str, came: np.dtype[Any], wanted: np.dtype[Any], owner: str = "the layer's", value: Any = None
 ) -> None:
-    """Whether an array's dtype casts safely to that of a layer, a net or another argument, the owner. value is what the
-    array was made of, if it was."""
+    """Raise unless an array's dtype casts safely to that of the owner: a layer, a net or another argument. value is
+    what the array was made from, or None."""
     if not np.can_cast(came, wanted, "safe"):
         raise TypeError(
             f"{name} has dtype {came}, which does not cast safely to {owner} {wanted}"

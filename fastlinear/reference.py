@@ -46,7 +46,7 @@ def _check(name: str, array: Array, shape: tuple[int, ...]) -> None:
 
 @_silent
 def forward(x: Array, weight: Array, bias: Array | None, out: Array, threads: int = 1, thread: int = -1) -> None:
-    """out[b, o] = sum_i x[b, i] weight[o, i] + bias[o]. out is overwritten; bias may be None."""
+    """out[b, o] = sum_i x[b, i] weight[o, i] + bias[o]. out is overwritten; bias can be None."""
     _check("x", x, (x.shape[0], weight.shape[1]))
     _check("out", out, (x.shape[0], weight.shape[0]))
     if bias is not None:
@@ -94,8 +94,8 @@ def update(
     threads: int = 1,
     thread: int = -1,
 ) -> None:
-    """grad_input into out (overwritten; may be None), then weight -= lr grad_output^T x and bias -= lr sum_b
-    grad_output in place; bias may be None. out comes from the weights as they were."""
+    """grad_input into out (overwritten; can be None), then weight -= lr grad_output^T x and bias -= lr sum_b
+    grad_output in place; bias can be None. out comes from the weights as they were."""
     _check("grad_output", grad_output, (x.shape[0], weight.shape[0]))
     _check("x", x, (x.shape[0], weight.shape[1]))
     if bias is not None:
@@ -166,7 +166,7 @@ _FORWARD: dict[str, Callable[[Array], Array]] = {
     "identity": lambda x: x,
     "relu": lambda x: np.where(x < 0, 0, x),
     "leaky_relu": lambda x: np.where(x > 0, x, SLOPE * x),
-    "elu": lambda x: np.where(x > 0, x, np.expm1(np.where(x > 0, 0, x))),  # minimum(-0, 0) may be 0
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.where(x > 0, 0, x))),  # minimum(-0, 0) can be 0
     "sigmoid": _sigmoid,
     "tanh": np.tanh,
     "silu": lambda x: _times_finite(x, _sigmoid(x)),
@@ -212,7 +212,7 @@ def _wide(array: Array) -> Array:
 
 @_silent
 def activate(kind: int, x: Array, out: Array, threads: int = 1, thread: int = -1) -> None:
-    """out[b, o] = f(x[b, o]), softmax over each row. out is overwritten, and may be x."""
+    """out[b, o] = f(x[b, o]), softmax over each row. out is overwritten, and can be x."""
     _check("out", out, x.shape)
     if thread <= 0:
         out[...] = _FORWARD[ACTIVATIONS[kind]](_wide(x))
@@ -230,7 +230,7 @@ def derivative(
 ) -> None:
     """out = the gradient before the activation, from grad_output, the gradient after it. For silu and gelu it needs
     `before`, the values before the activation, and for the others `output`, the values after it. The array that is not
-    needed may be None. out is overwritten, and may be grad_output."""
+    needed can be None. out is overwritten, and can be grad_output."""
     _check("out", out, grad_output.shape)
     name = ACTIVATIONS[kind]
     values, formula = (output, _BY_OUTPUT[name]) if name in _BY_OUTPUT else (before, _BY_BEFORE[name])
@@ -246,7 +246,7 @@ def derivative(
 
 @_silent
 def squared_error(output: Array, target: Array, scale: float, out: Array) -> float:
-    """The sum of (output - target)^2 / 2. out = scale (output - target), and may be output or target."""
+    """The sum of (output - target)^2 / 2. out = scale (output - target), and can be output or target."""
     _check("target", target, output.shape)
     _check("out", out, output.shape)
     difference = output - target
@@ -257,7 +257,7 @@ def squared_error(output: Array, target: Array, scale: float, out: Array) -> flo
 @_silent
 def huber(output: Array, target: Array, scale: float, out: Array) -> float:
     """The sum of d^2 / 2 where abs(d) <= 1 and of abs(d) - 1/2 elsewhere, d = output - target.
-    out = scale clip(d, -1, 1), and may be output or target."""
+    out = scale clip(d, -1, 1), and can be output or target."""
     _check("target", target, output.shape)
     _check("out", out, output.shape)
     difference = output - target
@@ -285,7 +285,7 @@ def _signs(scores: Array, labels: Array) -> Array:
 @_silent
 def hinge(scores: Array, labels: Array, scale: float, out: Array) -> float:
     """The sum of max(0, 1 - z), z = sign score, where sign is 1 for the label's column and -1 for the others; one
-    column is that of label 1. out = -scale sign where z <= 1, else 0, and may be scores."""
+    column is that of label 1. out = -scale sign where z <= 1, else 0, and can be scores."""
     _check_labels(labels, scores)
     _check("out", out, scores.shape)
     signs = _signs(scores, labels)
@@ -300,7 +300,7 @@ def hinge(scores: Array, labels: Array, scale: float, out: Array) -> float:
 @_silent
 def log_loss(scores: Array, labels: Array, scale: float, out: Array) -> float:
     """The sum of -log p(label) over the rows. One column is the score of label 1 against label 0, p(1) = 1 / (1 +
-    exp(-score)); of several, p = softmax(scores). out = scale (p - [the label's column]), and may be scores."""
+    exp(-score)); of several, p = softmax(scores). out = scale (p - [the label's column]), and can be scores."""
     _check_labels(labels, scores)
     _check("out", out, scores.shape)
     if scores.shape[1] == 1:
@@ -337,7 +337,7 @@ def sgd(
     thread: int = -1,
 ) -> None:
     """g = gradient + weight_decay parameter; buffer = momentum buffer + g, and then g = buffer, or with nesterov
-    g += momentum buffer; parameter -= lr g. parameter and buffer are changed in place; buffer may be None."""
+    g += momentum buffer; parameter -= lr g. parameter and buffer are changed in place; buffer can be None."""
     _check("parameter", parameter, gradient.shape)
     if buffer is not None:
         _check("buffer", buffer, gradient.shape)

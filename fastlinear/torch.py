@@ -92,7 +92,7 @@ class Linear(torch.nn.Linear):
             return functional.linear(input, weight, bias)
         bound = own.get("_bound")
         if bound is None or not bound.is_on(weight, bias):
-            # PyTorch may have moved the parameters: to(), load_state_dict(assign=True), share_memory_(), .data = ...
+            # PyTorch might have moved the parameters: to(), load_state_dict(assign=True), share_memory_(), .data = ...
             bound = own["_bound"] = _bind(weight, bias)
         x = _memory(input)
         if bound is None or not _fits(x, bound.layer):

@@ -1,5 +1,5 @@
 """Memory for the tests of addresses, made by mmap on Linux: against pages that may not be touched, or of many gigabytes
-at the price of few. What touches the wrong address may end the process, hence a process apart to call it in.
+at the price of few. What touches the wrong address can end the process, so it is called in a process apart.
 
 Nothing here is ever unmapped: it ends with that process.
 """

@@ -1,4 +1,4 @@
-"""What several Python threads may do at once, for ThreadSanitizer to watch: python -m tests.race [rounds].
+"""What several Python threads can do at once, for ThreadSanitizer to watch: python -m tests.race [rounds].
 
 In each round eight threads meet at a new net and its first layer and do, in an order of their own,
     without a lock    all that only reads the parameters, and the first use of the gradients; each with a tape of its

@@ -307,7 +307,7 @@ def test_on_windows_clang_builds_every_instruction_set(tmp_path):
 
 @x86_linux
 def test_show_config_sees_flush_to_zero():
-    """Whoever turned it on. In a process of its own, for the mode stays."""
+    """Whoever turned it on. In a process of its own, because the mode stays."""
     code = """
 import ctypes, fastlinear
 libm = ctypes.CDLL("libm.so.6")

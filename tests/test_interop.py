@@ -61,7 +61,7 @@ def test_no_copy_on_the_way(library):
     values = np.arange(1024, dtype=np.float32)
     theirs = host_memory(library, values)
     ours = _array("x", theirs)
-    if library == "jax":  # asarray may have copied; the pointer tells
+    if library == "jax":  # asarray might have copied; the pointer tells
         assert ours.ctypes.data == theirs.unsafe_buffer_pointer()
     elif library == "array":
         assert ours.ctypes.data == theirs.buffer_info()[0]

@@ -88,7 +88,7 @@ EDGES = [255, 256, 257, 383, 384, 385, 511, 512, 513, 767, 768, 769, 1023, 1024,
 EDGES += [4097, 8191, 8192, 8193, 16383, 16384, 16385, 32767, 32768, 32769, 65537]
 """Sizes on both sides of the blocks that the documents name, and of powers of two."""
 GRAINS = [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64]
-"""Sizes that tiles of rows and columns may have: work is shared in multiples of them."""
+"""Sizes that tiles of rows and columns can have: work is shared in multiples of them."""
 
 
 def log_uniform(rng, most):

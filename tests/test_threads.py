@@ -17,7 +17,7 @@ pytestmark = pytest.mark.thread_unsafe(reason="counts and sets the process's thr
 openmp = pytest.mark.skipif(not _layer.has_openmp, reason="built without OpenMP: always one thread")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 
-# Work that is worth all the threads there may be, and how many the process has.
+# Work that is worth all the threads there can be, and how many the process has.
 PARALLEL = """
 import os
 import numpy as np

@@ -57,7 +57,7 @@ class World:
         """What each step gave: tensors, None, or the kind of its error. In the end, all that is left."""
         torch.manual_seed(0)
         results = []
-        eps = torch.finfo(getattr(torch, program[0][-1])).eps  # what was computed in it may be converted later
+        eps = torch.finfo(getattr(torch, program[0][-1])).eps  # what was computed in it can be converted later
         default = torch.get_default_dtype()
         try:
             with warnings.catch_warnings():
