@@ -1,6 +1,6 @@
 """Rows a second of Linear.learn beside scikit-learn's compiled loop and ten lines of numba; loss over rows by AdaGrad.
 
-    pip install '.[bench]' scikit-learn numba && python bench/learning.py
+    pip install '.[bench]' && python bench/learning.py
 
 Prints the tables of docs/learn.md and draws its pictures (two minutes). float32, log_loss, rows in order, one thread;
 times are processor time, taken in turns (timing.py). numba's loop adds in any order (fastmath) and computes no losses.

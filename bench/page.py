@@ -69,7 +69,8 @@ def write(runs: Runs, hunts: Hunts) -> str:
         claim(hunts),
         "",
         columns("one thread", {isa: at_a_glance(results) for isa, results in runs.items()}),
-        "A *ratio* is the time of the fastest of the other libraries over fastlinear's: above 1, fastlinear is faster. "
+        "A *ratio* is the time of the fastest of the other libraries (the *peers*) over fastlinear's: above 1, "
+        "fastlinear is faster. "
         f"Every library is on one thread unless said otherwise. {days(runs, hunts)}\n",
         *pictures("hunt", "Random layers", hunts),
         "## Where it loses\n",
@@ -87,8 +88,8 @@ def write(runs: Runs, hunts: Hunts) -> str:
         *pictures("backward-map", "Backward on the grid", runs),
         "## The price of a call\n",
         picture("call-bars", "What a call costs"),
-        "The entry points at 5→4, a vector, float32; in brackets: copies of four floats (`y.copy()`). *strided* and "
-        "the x of *wide*, a float64 layer, are converted.\n",
+        "The entry points at 5→4, a vector, float32; in brackets: the same time, in copies of four floats "
+        "(`y.copy()`). *strided* and the x of *wide*, a float64 layer, are converted.\n",
         columns("statement", {isa: entry_points(results) for isa, results in runs.items()}),
         columns("beside them", {isa: beside_a_call(results) for isa, results in runs.items()}),
         "## A training step\n",
@@ -115,7 +116,7 @@ def write(runs: Runs, hunts: Hunts) -> str:
         "Wall time, each library alone in its process.\n",
         picture("thread-bars", "Two threads"),
         threads(runs),
-        "## Weight\n",
+        "## Size and import\n",
         columns("", {isa: weight(results) for isa, results in runs.items()}),
         "## Every loss\n",
         "All points of the random layers and of the grid at which another library is faster.\n",
@@ -125,8 +126,8 @@ def write(runs: Runs, hunts: Hunts) -> str:
         "Names: x, g (grad_output), W, b, y, gx (grad_input), dW, db; `t` is a transposed view; the rest is scratch.\n",
         *statements(),
         "## The bars\n",
-        "A bar is what a figure must reach before the maintainers call a part of the work done; it was set before the "
-        "figure was measured. All of them are here, those that are missed as well: **bold** is missed.\n",
+        "A bar is what a figure must reach before the maintainers call a part of the work done. Each bar was set "
+        "before the figure was measured. All of them are here, those that are missed as well: **bold** is missed.\n",
         table(["what", "bar", *(ISA_LABELS[isa] for isa in runs)], bar_rows(runs, hunts), 4),
     ]
     return "\n".join(parts)
@@ -140,12 +141,12 @@ def claim(hunts: Hunts) -> str:
     found = {ISA_LABELS[isa]: summary(points) for isa, there in hunts.items() if (points := points_of(there))}
     if not found:
         return ""
-    counts = listed(f"{f['first']} of {f['points']} on {isa}" for isa, f in found.items())
+    counts = listed(f"{f['first']} of {f['points']} random layers on {isa}" for isa, f in found.items())
     means = listed(f"{f['mean']:.1f}{f' on {isa}' if len(found) > 1 else ''}" for isa, f in found.items())
     return (
-        "At random layers (1 to 5,000 features in and out, a vector or up to 512 rows, forward, backward and its "
-        f"parts, float32 and float64) neither NumPy nor PyTorch nor ONNX Runtime is faster at {counts}; the geometric "
-        f"mean of the fastest one's time over fastlinear's is {means}."
+        f"fastlinear is at least as fast as NumPy, PyTorch and ONNX Runtime at {counts} (1 to 5,000 features in and "
+        "out, a vector or up to 512 rows, forward, backward and its parts, float32 and float64). In the geometric mean "
+        f"the fastest of the others takes {means} times as long."
     )
 
 
@@ -178,7 +179,10 @@ def kinds_of_loss(hunts: Hunts) -> str:
     for isa, there in hunts.items():
         kinds = [f"{name} ({len(lost)} of {number}, down to {lost[0]['ratio']:.2f})"
                  for name, (lost, number) in lost_by_kind(points_of(there)).items() if lost]  # fmt: skip
-        sentences.append(f"Where it loses on {ISA_LABELS[isa]}: {'; '.join(kinds) or 'nowhere'}.")
+        sentences.append(
+            f"Where another one is faster on {ISA_LABELS[isa]}, at how many layers of a kind, and the least ratio of "
+            f"the times: {'; '.join(kinds) or 'nowhere'}."
+        )
     return " ".join(sentences)
 
 
@@ -199,7 +203,7 @@ def at_a_glance(results: Figures) -> dict[str, str]:
         "`layer(x)` at 5→4; with `out=`": f"{time(call)}; {time(out)}",
         "NumPy's `W @ x + b` over `layer(x)`": f"{theirs / call:.1f}",
         "forward and update at 5→4": time(step[OURS]),
-        "PyTorch's by hand over it; with autograd": f"{step['torch'] / step[OURS]:.0f}; "
+        "the same in PyTorch over that, by hand; with autograd": f"{step['torch'] / step[OURS]:.0f}; "
         f"{step['autograd'] / step[OURS]:.0f}" if "torch" in step else "–",
         "large products: part of [the multiply-add peak](#against-the-machine)": f"{parts[0]:.2f} to {parts[-1]:.2f}",
     }  # fmt: skip
@@ -226,7 +230,7 @@ def days(runs: Runs, hunts: Hunts) -> str:
 
 
 def day_of(run: Figures) -> str:
-    return f"{run['date']}, `{run['command']}`, kernels of `{run['kernels']}`"
+    return f"{run['date']}, `{run['command']}`, kernels of commit `{run['kernels']}`"
 
 
 def days_in_brief(runs: Runs) -> str:
@@ -236,7 +240,7 @@ def days_in_brief(runs: Runs) -> str:
         run = results["about"]["runs"]["grid"]
         quick = ", a quick run on a machine that others used" if "--quick" in run["command"] else ""
         processor = results["about"]["machine"]["processor"]
-        found.append(f"{ISA_LABELS[isa]} on an {processor}, {run['date']}{quick}, kernels of `{run['kernels']}`")
+        found.append(f"{ISA_LABELS[isa]} on an {processor}, {run['date']}{quick}, kernels of commit `{run['kernels']}`")
     return f"Measured: {'; '.join(found)}."
 
 
@@ -250,7 +254,7 @@ def losses(runs: Runs, hunts: Hunts) -> Iterable[str]:
     ]  # fmt: skip
     if rows:
         yield "Of the random layers:\n"
-        yield table(["kind", "", "a peer is faster at", "the worst ratio"], rows, 4)
+        yield table(["kind", "instruction set", "a peer is faster at", "the worst ratio"], rows, 4)
     grids = [[ratio(p["seconds"]) < 1 for points in r["grid"].values() for p in points] for r in runs.values()]
     on_grid = listed(f"{sum(lost)} of {len(lost)} on {ISA_LABELS[isa]}" for isa, lost in zip(runs, grids, strict=True))
     curves = {isa: sizes_lost(results) for isa, results in runs.items()}
@@ -271,7 +275,7 @@ def every_loss(runs: Runs, hunts: Hunts) -> str:
          LABELS[best_peer(p["seconds"])], time(p["seconds"][best_peer(p["seconds"])]), f"{ratio(p['seconds']):.2f}")
         for isa, where, p in sorted(lost, key=lambda it: ratio(it[2]["seconds"]))
     )  # fmt: skip
-    return table(["", "layers", "operation", "fastlinear", "fastest", "its time", "ratio"], rows, 3)
+    return table(["instruction set", "layers", "operation", "fastlinear", "fastest", "its time", "ratio"], rows, 3)
 
 
 def sizes_lost(results: Figures) -> tuple[int, int]:
@@ -288,19 +292,24 @@ def sizes_lost(results: Figures) -> tuple[int, int]:
     return sum(theirs[key] < ours[key] for key in shared), len(shared)
 
 
-HOW_TO_RUN = """```sh
-pip install -e '.[bench]'                # and, to be compared with them: torch, onnxruntime, onnx
-python bench/report.py                    # a quarter of an hour: this page, on the instruction set in use
-python bench/report.py --quick            # four minutes
-python bench/hunt.py --points 500         # five minutes: random layers; prints those at which a peer is faster
-python bench/hunt.py --save --minutes 10  # ten minutes more of the hunt that this page shows
+HOW_TO_RUN = f"""```sh
+# With the libraries that it is compared with.
+pip install -e '.[bench]' torch onnxruntime onnx
+# This page, on the instruction set in use: a quarter of an hour, or four minutes.
+python bench/report.py
+python bench/report.py --quick
+# Random layers, and at which of them a peer is faster: five minutes.
+python bench/hunt.py --points 500
+# Ten minutes more of the hunt that this page shows.
+python bench/hunt.py --save --minutes 10
 ```
 
-`--isa avx2` runs either on AVX2 where AVX-512 would be used. The report prints every bar, met or missed; the hunt ends
-with 1 if a layer is below its floor. `python -m fastlinear` prints a short table for your machine at once.
+`--isa avx2` runs either on AVX2 where AVX-512 would be used. The report prints every [bar](#the-bars), met or missed.
+The exit status of the hunt is 1 if a ratio is below {FLOOR}, the floor. `python -m fastlinear` prints a short table for
+your machine at once.
 """
 
-HOW_IT_IS_MEASURED = f"""Medians of interleaved rounds in one process, in the processor time of the thread (wall time
+HOW_IT_IS_MEASURED = """Medians of interleaved rounds in one process, in the processor time of the thread (wall time
 for two threads): the libraries take turns, and a slow moment of the machine falls on all of them.
 
 - *Every peer is in its best form, fastlinear in its default one.* The peers get preallocated outputs, contiguous inputs
@@ -308,9 +317,9 @@ for two threads): the libraries take turns, and a slow moment of the machine fal
   point counts. ONNX Runtime, which has forward only, has W as a constant and bound buffers.
 - *AVX2 is measured with the peers held to AVX2* (`bench/hold.py`). ONNX Runtime cannot be held, and is compared only
   where the processor has no AVX-512.
-- *What is doubtful is measured again.* On the grid all rounds of both times count, but only points at which fastlinear
-  is less than 5 % ahead get the second time. In the hunt a point below 1.03 is measured twice more and the best of the
-  three counts, which is in favour of fastlinear by about the noise of a point; {FLOOR} is the floor.
+- *Close points are measured again.* On the grid, a point at which fastlinear is less than 5 % ahead is measured a
+  second time, and all rounds of both times count. In the hunt, a point below 1.03 is measured twice more and the best of
+  the three counts, which is in favour of fastlinear by about the noise of a point.
 - *Operations that are compared with each other take turns as well*, on the same arrays: those of the curves of time
   against size, and an operation and the limit of the machine.
 

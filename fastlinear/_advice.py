@@ -238,7 +238,7 @@ def for_part(part: Any) -> str:
     if kind.__module__.startswith("torch.") and kind.__name__ in ("Linear", "Sequential"):
         return f"; {kind.__name__}.from_torch takes PyTorch's modules"
     if kind.__name__ == "Sequential":
-        return "; write *net.parts, for a net has no nets in it"
+        return "; write *net.parts, because a net has no nets in it"
     return "; write Linear(in_features, out_features)" if _name_of(part) == "Linear" else ""
 
 

@@ -102,6 +102,15 @@ def test_inside_pytorch(tmp_path, monkeypatch):
     exec("".join(re.findall(r"```python\n(.*?)```", read(HOME / "docs/torch.md"), re.DOTALL)), {})
 
 
+def test_the_lines_of_the_readme():
+    """They run, and give what their comments say."""
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", read(HOME / "README.md"), re.DOTALL)[1], names)
+    assert names["y"].shape == (32, 10)
+    assert names["grad_input"].shape == names["x"].shape
+    assert not names["layer"].grad_weight.any()
+
+
 def without_figures(text):
     """The words alone: figures differ from run to run, and with them the width of columns."""
     return re.sub(r"[\d.,]+", "#", " ".join(text.split()))

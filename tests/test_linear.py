@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import fastlinear
-from fastlinear import Linear, _dispatch, _layer, reference
+from fastlinear import Linear, _dispatch, _layer, _verify, reference
 
+from . import emulation
 from .helpers import assert_same_bits, assert_same_memory, integers, layer_of, memory_of, normal
 
 BATCHES = [(), (1,), (0,), (3,), (2, 3), (2, 0, 3), (2, 1, 3, 2)]
@@ -585,6 +586,12 @@ def test_verify_needs_its_limits():
         layer = Linear.from_weights(np.full((out_features, in_features), 0.1, np.float32), np.zeros(out_features, "f4"))
         x, g = (np.full((rows, width), 0.1, np.float32) for width in (in_features, out_features))
         assert fastlinear.verify(layer, x, g)[name] > 4
+
+
+def test_verify_knows_the_order():
+    """Its limits are made of the constants of the documented order."""
+    for name in ("LANE_BYTES", "K_BLOCK_BYTES", "LONG_BLOCKS", "O_BLOCK"):
+        assert getattr(_verify, name) == getattr(emulation, name)
 
 
 def _narrow(right, *given):
