@@ -317,9 +317,9 @@ for two threads): the libraries take turns, and a slow moment of the machine fal
   point counts. ONNX Runtime, which has forward only, has W as a constant and bound buffers.
 - *AVX2 is measured with the peers held to AVX2* (`bench/hold.py`). ONNX Runtime cannot be held, and is compared only
   where the processor has no AVX-512.
-- *Close points are measured again.* On the grid, a point at which fastlinear is less than 5 % ahead is measured a
-  second time, and all rounds of both times count. In the hunt, a point below 1.03 is measured twice more and the best of
-  the three counts, which is in favour of fastlinear by about the noise of a point.
+- *Close points are measured again.* On the grid, a point at which fastlinear is less than 5 % ahead is measured
+  a second time, and all rounds of both times count. In the hunt, a point below 1.03 is measured twice more and the best
+  of the three counts, which is in favour of fastlinear by about the noise of a point.
 - *Operations that are compared with each other take turns as well*, on the same arrays: those of the curves of time
   against size, and an operation and the limit of the machine.
 
