@@ -189,7 +189,7 @@ cdef void product(Sum sum, real a_scale, const real* a, Py_ssize_t a_row, Py_ssi
         if sum == FORWARD:
             pack_a = not turned and cols > MANY_PANELS * wide and n * size >= LONG_ROW
         else:
-            pack_a = a_scale != 1 or cols > 2 * wide
+            pack_a = a_scale != 1 or (rows > 1 and cols > 2 * wide)
         pack_b = sum == FORWARD or b_col != 1 or b_scale != 1 or (rows >= PACKED_ROWS and n >= PACKED_STEPS)
         at.row, at.step, at.lane = a_row, lanes_of_k if sum == FORWARD else a_k, 1
         block, a_panel = rows, 0

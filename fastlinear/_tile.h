@@ -406,7 +406,7 @@ INLINE void NAME(axpy_tile)(ptrdiff_t steps, const REAL *a, ptrdiff_t a_row, ptr
         VEC vs[MOST_COLS];
         UNROLL for (int c = 0; c < cols; c++) {
             vs[c] = NAME(get)(v + s * v_row + c * WIDTH, COUNT(c));
-            HOLD(vs[c]);
+            if (rows > 1) HOLD(vs[c]); /* one row uses it once, and has no register for it where there are 16 */
         }
         UNROLL for (int r = 0; r < rows; r++) {
             const VEC ar = NAME(splat)(a[r * a_row + s * a_step]);
