@@ -86,6 +86,7 @@ def parameters(in_features: int, out_features: int, dtype: str) -> dict[str, Any
     layer = fastlinear.Linear.from_weights(weight, bias, copy=False)
     return {
         "layer": layer,
+        "unbiased": fastlinear.Linear.from_weights(weight),
         "W": weight,
         "b": bias,
         "dW": layer.grad_weight,
@@ -230,7 +231,7 @@ def inference() -> AbstractContextManager[Any]:
 FASTLINEAR = {
     "forward": ("layer.forward(x, out=y)",),
     "grad_input": ("layer.backward_input(g, out=gx)",),
-    "grad_weight": ("layer.backward_params(x, g)",),
+    "grad_weight": ("unbiased.backward_params(x, g)",),
     "backward": ("layer.backward(x, g, out=gx)",),
     "backward_update": ("layer.backward_update(x, g, lr, out=gx)",),
     "training_step": ("layer.forward(x, out=y); layer.backward_update(x, g, lr, out=gx)",),
