@@ -64,7 +64,7 @@ def verify(model: Linear | Sequential, x: ArrayLike, grad_output: ArrayLike) -> 
     with many terms of one sign, or of one value, an error over 4 is right. A row that is missing or wrong still shows
     with up to some thousand rows.
     """
-    if not isinstance(model, (Linear, Sequential)):
+    if not issubclass(type(model), (Linear, Sequential)):  # unlike __class__ a type cannot be made up
         raise TypeError(f"verify: model must be a Linear or a Sequential, got {type(model).__name__}")
     found = _errors_of_net(model, x, grad_output) if isinstance(model, Sequential) else _errors(model, x, grad_output)
     if bad := [f"{name} {error:.4g} (limit {limit:g})" for name, (error, limit) in found.items() if not error <= limit]:
