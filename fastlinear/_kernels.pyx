@@ -82,8 +82,8 @@ cdef enum:
     RUN_BYTES = 1 << 16    # product: packed panels that a tile of rows passes before the next tile does, so that y is
                            # written in long pieces. One panel at a time (BLIS's order) costs 5 % at 1024 squared and
                            # 256 rows, half with 32 rows: there y is most of what moves. Twice as much is no better
-    FORWARD_RUN = 1 << 14  # product: the same for forward, whose panels stay in L1 then: up to a tenth for 45 to 100 features
-                           # and many outputs, a fifth if others use L3. 64 KiB is a twentieth slower
+    FORWARD_RUN = 1 << 14  # product: the same for forward, whose panels stay in L1 then: up to a tenth for 45 to 100
+                           # features and many outputs, a fifth if others use L3. 64 KiB is a twentieth slower
     PACKED_STEPS = 16      # product: for sums of fewer terms than that the other operand is not packed: a copy costs
                            # more than that its rows lie far apart (half, with 100 rows and 10 outputs). Of 16 to 40
                            # terms, those whose rows are a power of two apart lose a third if not packed, the others a
@@ -262,8 +262,9 @@ cdef void product(Sum sum, real a_scale, const real* a, Py_ssize_t a_row, Py_ssi
 
 
 cdef void tiles(Sum sum, const real* a, Rows at, bint packed, Py_ssize_t a_panel, int high, const real* b,
-                Py_ssize_t b_row, Py_ssize_t b_next, Py_ssize_t wide, real* y, Py_ssize_t y_row, bint turned, Py_ssize_t rows,
-                Py_ssize_t width, Py_ssize_t n, const real* bias, bint first, bint far, char* scratch) noexcept nogil:
+                Py_ssize_t b_row, Py_ssize_t b_next, Py_ssize_t wide, real* y, Py_ssize_t y_row, bint turned,
+                Py_ssize_t rows, Py_ssize_t width, Py_ssize_t n, const real* bias, bint first, bint far,
+                char* scratch) noexcept nogil:
     """The tiles of a run of panels of b, each `wide`, one row of tiles under another: loop 1 of product()."""
     cdef Py_ssize_t line = 64 // <Py_ssize_t> sizeof(real), r, c, some, begin, stop, across, tile_row
     cdef int tall
