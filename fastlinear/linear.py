@@ -34,6 +34,8 @@ _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 def _layer_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     try:
         wanted = None if dtype is None else np.dtype(dtype)  # NumPy takes None as float64
+    except MemoryError:
+        raise
     except Exception:  # and PyTorch's not at all, and runs code of some objects
         wanted = None
     if wanted is None or wanted not in _DTYPES:  # None would be equal to float64
