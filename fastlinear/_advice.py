@@ -1,10 +1,13 @@
 """What an error adds where it is plain what was meant. Imported when there is an error, and not before.
 
-Each function returns the end of a message, from its semicolon on, or "" where it is not plain what was meant.
+Each function returns the end of a message, from its semicolon on, or "" where it is not plain what was meant. What came
+may be anything, so an error must not fail for its own words: came() and shown() ask no more of an object than they can
+do without, and a hint that cannot be given is none.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from typing import TYPE_CHECKING, Any
@@ -14,7 +17,10 @@ import numpy as np
 from fastlinear.reference import ACTIVATIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Iterable
+    from typing import ParamSpec
+
+    Given = ParamSpec("Given")
 
 _SHOWN = (str, bytes, int, float, complex, bool)  # whose repr is Python's own
 _MODELS = ("the model's", "the layer's")
@@ -32,6 +38,41 @@ _LOSSES = {
 }
 
 
+def _hint(function: Callable[Given, str]) -> Callable[Given, str]:
+    """The function, with "" for whatever an object raises when it is looked at."""
+
+    @functools.wraps(function)
+    def hint(*args: Given.args, **kwargs: Given.kwargs) -> str:
+        try:
+            return function(*args, **kwargs)
+        except Exception:
+            return ""
+
+    return hint
+
+
+def shown(value: Any) -> str:
+    """repr(value) in at most 80 characters; the name of its type if it has no repr, as a number of too many digits."""
+    try:
+        text = repr(value)
+    except Exception:
+        return _name_of_type(type(value))
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def listed(keys: Iterable[Any]) -> str:
+    """The keys of a state, sorted, at most eight."""
+    names = sorted(key if type(key) is str else shown(key) for key in keys)
+    few = [name if len(name) <= 80 else f"{name[:77]}..." for name in names[:8]]
+    return f"{few}" + (f" and {len(names) - len(few)} more" if len(names) > len(few) else "")
+
+
+def _name_of_type(kind: type) -> str:
+    """Its own, whatever its metaclass says."""
+    name: str = type.__dict__["__name__"].__get__(kind)
+    return name
+
+
 def came(value: Any) -> str:
     """What came, for an error: its type, and what it is where that is short."""
     kind = type(value)
@@ -45,10 +86,10 @@ def came(value: Any) -> str:
     if _is_torch_dtype(kind):
         return str(value)
     if issubclass(kind, type):
-        return f"the class {value.__name__}"
+        return f"the class {_name_of_type(value)}"
     if kind is np.ndarray:
         return f"ndarray of {value.dtype} and shape {value.shape}"
-    return kind.__name__
+    return _name_of_type(kind)
 
 
 def _is_torch_dtype(kind: type) -> bool:
@@ -63,6 +104,7 @@ def _variable(name: str) -> str:
 # ---- arguments of Linear()
 
 
+@_hint
 def for_bias(bias: Any) -> str:
     """Which keyword a value was meant for that stands where bias does. Only its type is asked, which cannot answer."""
     kind = type(bias)
@@ -93,12 +135,14 @@ def _dtype_name(value: Any) -> str:
     return name if name in ("float32", "float64") else ""
 
 
+@_hint
 def for_dtype(dtype: Any) -> str:
     if dtype is None:
         return "; leave it out for float32"
     return f"; write np.{name}" if (name := _dtype_name(dtype)) else ""
 
 
+@_hint
 def for_size(value: Any) -> str:
     """Of a shape, where the number of features is wanted."""
     if type(value) is tuple and value and type(value[-1]) is int:
@@ -109,6 +153,7 @@ def for_size(value: Any) -> str:
 # ---- arrays
 
 
+@_hint
 def for_array(value: Any) -> str:
     """Of what is no array: how to come by one."""
     kind = type(value)
@@ -125,6 +170,7 @@ def for_array(value: Any) -> str:
     return ""
 
 
+@_hint
 def for_sequence(value: Any) -> str:
     """Of a sequence that does not make one array."""
     if type(value) is tuple and len(value) == 2 and type(value[0]) is float and type(value[1]) is np.ndarray:
@@ -134,11 +180,13 @@ def for_sequence(value: Any) -> str:
     return ""
 
 
+@_hint
 def for_unreadable(name: str, value: Any) -> str:
     """Of an array of another library that NumPy cannot look at."""
     return f"; {_variable(name)}.float() can be" if "bfloat16" in str(getattr(value, "dtype", "")) else ""
 
 
+@_hint
 def for_cast(name: str, value: Any, came: np.dtype[Any], wanted: np.dtype[Any], owner: str) -> str:
     """Of an array (value, if not None, is what it was made of) whose dtype does not cast safely to the one wanted:
     how to convert it, if it has real numbers."""
@@ -157,10 +205,12 @@ def for_cast(name: str, value: Any, came: np.dtype[Any], wanted: np.dtype[Any], 
     return f"; convert it with {convert}" + (", or make the layer with dtype=np.float64" if wider else "")
 
 
+@_hint
 def for_weights(dtype: np.dtype[Any]) -> str:
     return "; convert it with weight.astype(np.float32)" if dtype.kind in "biuf" else ""
 
 
+@_hint
 def for_rows(name: str, shape: tuple[int, ...], features: int, in_features: int) -> str:
     """Of an array that has not so many features in its last axis."""
     variable = _variable(name)
@@ -179,6 +229,7 @@ def for_rows(name: str, shape: tuple[int, ...], features: int, in_features: int)
     return ""
 
 
+@_hint
 def for_shape(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
     """Of an array that must have a shape, and has as many elements in another."""
     if math.prod(shape) != math.prod(wanted) or not math.prod(wanted):
@@ -190,6 +241,7 @@ def for_shape(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> str
     return ""
 
 
+@_hint
 def for_labels(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], scores: tuple[int, ...] | None) -> str:
     """Of labels that are no integers, or not one for each row of scores of this shape, which None leaves open."""
     variable = _variable(name)
@@ -207,6 +259,7 @@ def for_labels(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], scores: 
     return f"; np.asarray({variable}, int) converts them" if dtype.kind == "f" else ""
 
 
+@_hint
 def for_targets(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], wanted: tuple[int, ...], labels: bool) -> str:
     """Of the y of learn, if it does not have one row for each row of X."""
     if labels:
@@ -216,6 +269,7 @@ def for_targets(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], wanted:
     return for_shape(name, shape, wanted)
 
 
+@_hint
 def for_signs(name: str, label: int, classes: int) -> str:
     """Of a label that no output has."""
     return f"; of labels -1 and 1 take np.asarray({_variable(name)}) > 0" if label == -1 and classes == 2 else ""
@@ -224,6 +278,7 @@ def for_signs(name: str, label: int, classes: int) -> str:
 # ---- names
 
 
+@_hint
 def for_part(part: Any) -> str:
     """Of what is no part of a Sequential."""
     kind = type(part)
@@ -258,6 +313,7 @@ def _activation(name: str) -> str:
     return {_plain(known): known for known in ACTIVATIONS[1:]}.get(_plain(name), _ALSO_CALLED.get(_plain(name), ""))
 
 
+@_hint
 def for_loss(loss: Any, names: Collection[str]) -> str:
     plain = _plain(loss if type(loss) is str else _name_of(loss))
     name = {_plain(known): known for known in names}.get(plain, _LOSSES.get(plain))
@@ -267,6 +323,7 @@ def for_loss(loss: Any, names: Collection[str]) -> str:
 # ---- models, states and files
 
 
+@_hint
 def for_model(model: Any) -> str:
     """Of what an optimiser does not take."""
     kind = type(model)
@@ -279,6 +336,7 @@ def for_model(model: Any) -> str:
     return "; it must be an object that was made of it" if issubclass(kind, type) else ""
 
 
+@_hint
 def for_state(state: Any) -> str:
     """Of what is no state."""
     if hasattr(type(state), "state_dict"):
@@ -288,6 +346,7 @@ def for_state(state: Any) -> str:
     return ""
 
 
+@_hint
 def for_keys(expected: Collection[str], got: Collection[Any]) -> str:
     """Of a state with other keys."""
     names = {name for name in got if type(name) is str}
@@ -300,11 +359,14 @@ def for_keys(expected: Collection[str], got: Collection[Any]) -> str:
     return ""
 
 
+@_hint
 def for_path(name: str, saving: bool) -> str:
     """Of a file whose suffix is none of ours."""
     stem, suffix = os.path.splitext(name)
     if "\0" in name:
         return "; there is a NUL in it"
+    if len(name) > 1000:  # longer than what is shown of it
+        return ""
     if not suffix:
         return f"; write {name + '.npz'!r}"
     if suffix.lower() in (".npz", ".safetensors"):

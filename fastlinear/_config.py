@@ -105,7 +105,9 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     True
     """
     if mode not in ("stdout", "dicts"):
-        raise ValueError(f"show_config: mode must be 'stdout' or 'dicts', got {mode!r}")
+        from fastlinear._advice import shown
+
+        raise ValueError(f"show_config: mode must be 'stdout' or 'dicts', got {shown(mode)}")
     found = config()
     if mode == "dicts":
         return found

@@ -108,7 +108,7 @@ def naming(path: Path) -> Iterator[None]:
 
 def as_text(path: Path) -> str:
     try:
-        return os.fsdecode(path)
+        return str.__str__(os.fsdecode(path))  # which makes a str of a subclass, without its own code
     except TypeError:
         kind = type(path).__name__
         raise TypeError(f"the path of a file must be a str, bytes or os.PathLike, got {kind}") from None
@@ -121,7 +121,7 @@ def _parse(path: Path, saving: bool) -> tuple[str, _Format]:
     if suffix not in _FORMATS or "\0" in name:
         from fastlinear._advice import for_path
 
-        raise ValueError(f"the file must be one of {', '.join(_FORMATS)}, got {name!r}{for_path(name, saving)}")
+        raise ValueError(f"the file must be one of {', '.join(_FORMATS)}, got {name!r:.1000}{for_path(name, saving)}")
     return name, _FORMATS[suffix]
 
 

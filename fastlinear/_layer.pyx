@@ -411,7 +411,8 @@ cdef class Model:
         """value as a double that the model's dtype can hold."""
         cdef double d = value if isinstance(value, float) else self._number(name, value)
         if not self.is_double and fabs(d) > FLT_MAX and not isinf(d):
-            raise ValueError(f"{self!r}: {name} must fit float32, got {value!r}")
+            from fastlinear._advice import shown
+            raise ValueError(f"{self!r}: {name} must fit float32, got {shown(value)}")
         return d
 
     cdef inline cnp.ndarray empty(self, cnp.ndarray x, Py_ssize_t features):
@@ -464,8 +465,9 @@ cdef class Model:
     cdef int check_no_scale(self, out) except -1:
         """Raise if the out of a backward is a number, which was meant for the argument after it."""
         if type(out) is float or type(out) is int:
-            raise TypeError(f"{self._name}: out must be a numpy.ndarray, got {type(out).__name__} {out!r}; a scale "
-                            f"comes by keyword, scale={out!r}")
+            from fastlinear._advice import shown
+            raise TypeError(f"{self._name}: out must be a numpy.ndarray, got {type(out).__name__} {shown(out)}; a "
+                            f"scale comes by keyword, scale={shown(out)}")
         return 0
 
     cdef int check_out(self, out, cnp.ndarray x, Py_ssize_t features) except -1:

@@ -254,8 +254,8 @@ cdef class Learner(Layer):
         cdef Task task
         self.check_bound()
         if known is None:
-            from fastlinear._advice import for_loss
-            raise ValueError(f"{self._name}: loss must be one of {', '.join(KINDS)}, got {loss!r}"
+            from fastlinear._advice import for_loss, shown
+            raise ValueError(f"{self._name}: loss must be one of {', '.join(KINDS)}, got {shown(loss)}"
                              f"{for_loss(loss, KINDS)}")
         task.loss = <Loss> <int> known
         if (type(lr) is float and PyArray_CheckExact(X) and cnp.PyArray_NDIM(<cnp.ndarray> X) == 1
@@ -331,7 +331,8 @@ cdef class Learner(Layer):
         x, targets, weights, places = own_view(x), own_view(targets), own_view(weights), own_view(places)
         # ... then all checks, before anything is written.
         if not 0 <= task.l2 < INFINITY:
-            raise ValueError(f"{self._name}: l2 must be finite and not negative, got {l2!r}")
+            from fastlinear._advice import shown
+            raise ValueError(f"{self._name}: l2 must be finite and not negative, got {shown(l2)}")
         self.check_rows("X", x, self.in_features)
         if cnp.PyArray_NDIM(x) > 2:
             raise ValueError(f"{self._name}: X must have shape (rows, {self.in_features}), or ({self.in_features},) "
@@ -474,9 +475,12 @@ cdef class Learner(Layer):
         try:
             value = index(value)
         except TypeError:
-            raise TypeError(f"{self._name}: {name} must be an integer, got {type(value).__name__} {value!r}") from None
+            from fastlinear._advice import shown
+            raise TypeError(f"{self._name}: {name} must be an integer, got {type(value).__name__} {shown(value)}"
+                            ) from None
         if value < 1:
-            raise ValueError(f"{self._name}: {name} must be at least 1, got {value}")
+            from fastlinear._advice import shown
+            raise ValueError(f"{self._name}: {name} must be at least 1, got {shown(value)}")
         return min(value, <object> PY_SSIZE_T_MAX // 2)
 
     cdef cnp.ndarray rates_of(self, lr):
@@ -484,8 +488,9 @@ cdef class Learner(Layer):
         if cnp.PyArray_Check(lr):
             self._check_mask("lr", lr)
         if isinstance(lr, str):
-            raise TypeError(f"{self._name}: lr must be a number or one for each batch, got {lr!r}"
-                            + ("; it comes before the loss" if lr in KINDS else ""))
+            from fastlinear._advice import shown
+            raise TypeError(f"{self._name}: lr must be a number or one for each batch, got {shown(lr)}"
+                            + ("; it comes before the loss" if type(lr) is str and lr in KINDS else ""))
         if isinstance(lr, (int, float, np.generic)) or getattr(lr, "ndim", 1) == 0 or not hasattr(lr, "__len__"):
             return np.array(self.number("lr", lr))
         rates = np.asarray(lr)

@@ -719,7 +719,8 @@ cdef class Network(Model):
         """lr as a finite number: any other would spoil every weight of every layer."""
         cdef double rate = self.number("lr", lr)
         if not isfinite(rate):
-            raise ValueError(f"{self._name}: lr must be finite, got {lr!r}")
+            from fastlinear._advice import shown
+            raise ValueError(f"{self._name}: lr must be finite, got {shown(lr)}")
         return rate
 
     def step(self, lr):
@@ -843,11 +844,12 @@ cdef int check_parts(str name, tuple parts, list layers, list kinds) except -1:
             before = layer
         elif isinstance(part, str):
             if part not in ACTIVATIONS[1:]:
-                from fastlinear._advice import for_part
+                from fastlinear._advice import for_part, shown
                 raise ValueError(f"{name}: part {place} must be a Linear or the name of an activation, one of {known}, "
-                                 f"got {part!r}{for_part(part)}")
+                                 f"got {shown(part)}{for_part(part)}")
             if not kinds or kinds[-1] != IDENTITY:
-                raise ValueError(f"{name}: an activation must follow a Linear, and part {place}, {part!r}, "
+                raise ValueError(f"{name}: an activation must follow a Linear, and part {place}, "
+                                 f"{ACTIVATIONS[ACTIVATIONS.index(part)]!r}, "
                                  + ("is the first" if not kinds else f"follows {ACTIVATIONS[kinds[-1]]!r}"))
             kinds[-1] = ACTIVATIONS.index(part)
         else:

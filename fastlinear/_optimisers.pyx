@@ -537,5 +537,6 @@ def real_number(str name, value):
 cdef double not_negative(str name, value) except? -1:
     cdef double number = value if isinstance(value, float) else real_number(name, value)
     if not number >= 0:
-        raise ValueError(f"{name} must not be negative, got {value!r}")
+        from fastlinear._advice import shown
+        raise ValueError(f"{name} must not be negative, got {shown(value)}")
     return number

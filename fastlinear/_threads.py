@@ -30,7 +30,9 @@ def set_num_threads(n: int) -> None:
     except TypeError:
         raise TypeError(f"set_num_threads: n must be an integer, got {type(n).__name__}") from None
     if not 1 <= threads <= 1024:
-        raise ValueError(f"set_num_threads: n must be from 1 to 1024, got {threads}")
+        from fastlinear._advice import shown
+
+        raise ValueError(f"set_num_threads: n must be from 1 to 1024, got {shown(threads)}")
     _layer.set_threads(threads)
 
 

@@ -64,7 +64,7 @@ def verify(model: Linear | Sequential, x: ArrayLike, grad_output: ArrayLike) -> 
     with many terms of one sign, or of one value, an error over 4 is right. A row that is missing or wrong still shows
     with up to some thousand rows.
     """
-    if not isinstance(model, (Linear, Sequential)):
+    if not issubclass(type(model), (Linear, Sequential)):  # unlike __class__ a type cannot be made up
         raise TypeError(f"verify: model must be a Linear or a Sequential, got {type(model).__name__}")
     found = _errors_of_net(model, x, grad_output) if isinstance(model, Sequential) else _errors(model, x, grad_output)
     if bad := [f"{name} {error:.4g} (limit {limit:g})" for name, (error, limit) in found.items() if not error <= limit]:
@@ -84,14 +84,22 @@ def _limits(layer: Linear, rows: int) -> dict[str, float]:
     parameters = {f"{what}_{name}": times for what, times in rounded.items() for name in ("weight", "bias")}
     if fastlinear.isa == _dispatch.REFERENCE:  # in an order of NumPy's BLAS
         output, grad_input = layer.in_features, layer.out_features
-    else:  # a lane, the lanes, the blocks of a long block, the long blocks; a chain, the chains
-        lanes, block = LANE_BYTES // layer.dtype.itemsize, K_BLOCK_BYTES // layer.dtype.itemsize
-        output = math.ceil(min(layer.in_features, block) / lanes) + int(math.log2(lanes))
-        output += min(layer.in_features // block, LONG_BLOCKS) + layer.in_features // (LONG_BLOCKS * block)
-        grad_input = min(layer.out_features, O_BLOCK) + layer.out_features // O_BLOCK
+    else:
+        output = _roundings_of_lanes(layer.in_features, layer.dtype.itemsize)
+        if layer.in_features == 1:
+            grad_input = _roundings_of_lanes(layer.out_features, layer.dtype.itemsize)
+        else:  # a chain, the chains
+            grad_input = min(layer.out_features, O_BLOCK) + layer.out_features // O_BLOCK
     # Beside these: a product where there is no fused multiply-add, scale or lr, the bias or what was there before.
     times = {"output": output, "grad_input": grad_input, **parameters}
     return {name: max(LIMIT, (count + 3) / 2) for name, count in times.items()}
+
+
+def _roundings_of_lanes(terms: int, itemsize: int) -> int:
+    """Of a sum in forward's order: in a lane, the lanes, the blocks of a long block, the long blocks."""
+    lanes, block = LANE_BYTES // itemsize, K_BLOCK_BYTES // itemsize
+    of_blocks = min(terms // block, LONG_BLOCKS) + terms // (LONG_BLOCKS * block)
+    return math.ceil(min(terms, block) / lanes) + int(math.log2(lanes)) + of_blocks
 
 
 def _errors(layer: Linear, x: ArrayLike, grad_output: ArrayLike) -> dict[str, tuple[float, float]]:

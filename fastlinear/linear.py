@@ -34,7 +34,9 @@ _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 def _layer_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     try:
         wanted = None if dtype is None else np.dtype(dtype)  # NumPy takes None as float64
-    except TypeError:  # and PyTorch's not at all
+    except MemoryError:
+        raise
+    except Exception:  # and PyTorch's not at all, and runs code of some objects
         wanted = None
     if wanted is None or wanted not in _DTYPES:  # None would be equal to float64
         got = _advice().came(dtype) if wanted is None else wanted
@@ -47,12 +49,12 @@ def _size(name: str, value: Any) -> int:
         size = operator.index(value)
     except TypeError:
         raise TypeError(
-            f"Linear: {name} must be an integer, got {type(value).__name__} {value!r}{_advice().for_size(value)}"
+            f"Linear: {name} must be an integer, got {type(value).__name__} {_shown(value)}{_advice().for_size(value)}"
         ) from None
     if size < 0:
-        raise ValueError(f"Linear: {name} must not be negative, got {size}")
+        raise ValueError(f"Linear: {name} must not be negative, got {_shown(size)}")
     if size > sys.maxsize:
-        raise ValueError(f"Linear: {name} must be at most {sys.maxsize}, got {size}")
+        raise ValueError(f"Linear: {name} must be at most {sys.maxsize}, got {_shown(size)}")
     return size
 
 
@@ -86,10 +88,11 @@ class Arguments:
 
     def _number(self, name: str, value: Any) -> float:
         """value as a float, for which it is asked once. NumPy would only warn when it drops an imaginary part."""
-        if isinstance(value, np.generic) and value.dtype.kind == "c":
-            raise TypeError(f"{self._name}: {name} must be a real number, got {type(value).__name__}")
+        kind = type(value)  # unlike __class__ it cannot be made up
+        if issubclass(kind, np.generic) and value.dtype.kind == "c":
+            raise TypeError(f"{self._name}: {name} must be a real number, got {kind.__name__}")
         self._check_mask(name, value)
-        if isinstance(value, np.ndarray) and (value.ndim or value.dtype.kind == "c"):
+        if issubclass(kind, np.ndarray) and (value.ndim or value.dtype.kind == "c"):
             raise TypeError(f"{self._name}: {name} must be a real number, got {_advice().came(value)}")
         try:
             return float(operator.index(value) if isinstance(value, int) else value.__float__())
@@ -270,7 +273,7 @@ class Linear(Arguments, Learner):
         else:
             bound = self._number("stdv", stdv) * 3**0.5
             if not 0 <= 2 * bound <= float(np.finfo(self.dtype).max):
-                raise ValueError(f"{self._name}: stdv must be finite and not negative, got {stdv!r}")
+                raise ValueError(f"{self._name}: stdv must be finite and not negative, got {_shown(stdv)}")
         try:
             generator = np.random.default_rng(rng)
         except (TypeError, ValueError) as error:
@@ -313,7 +316,7 @@ class Linear(Arguments, Learner):
         names = ["weight"] if self.bias is None else ["bias", "weight"]
         if set(state) != set(names):
             raise ValueError(
-                f"{self._name}: the state must have the keys {names}, got {sorted(map(str, state))}"
+                f"{self._name}: the state must have the keys {names}, got {_advice().listed(state)}"
                 f"{_advice().for_keys(names, state)}"
             )
         weight = self._values("weight", state["weight"])
@@ -412,6 +415,12 @@ def _advice() -> ModuleType:
     return _advice
 
 
+def _shown(value: Any) -> str:
+    """What came, for an error."""
+    shown: str = _advice().shown(value)
+    return shown
+
+
 def _check_mask(name: str, value: Any) -> None:
     if isinstance(value, np.ndarray) and type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be lost; fill it with filled(value)")
@@ -422,6 +431,9 @@ def _array(name: str, value: Any) -> Array:
     if isinstance(value, np.ndarray):
         _check_mask(name, value)
         return value
+    kind = type(value)
+    if issubclass(kind, (str, bytes)):  # NumPy would ask a subclass for its text
+        raise TypeError(f"{name} must be an array of numbers, got {_advice().came(value)}")
     try:
         if hasattr(value, "__dlpack__"):
             try:

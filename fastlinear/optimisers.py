@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from fastlinear._optimisers import AdamBase, Optimiser, SGDBase, clip_grad_norm, real_number
-from fastlinear.linear import _array, _check_cast
+from fastlinear.linear import _advice, _array, _check_cast, _shown
 
 if TYPE_CHECKING:  # numpy.typing would add half to the time of the import
     from collections.abc import Callable
@@ -76,7 +76,7 @@ class _PyTorchForm(Optimiser):
     def _not_negative(cls, name: str, value: Any) -> float:
         number = real_number(cls._named(name), value)
         if not 0 <= number < math.inf:
-            raise ValueError(f"{cls._named(name)} must be finite and not negative, got {value!r}")
+            raise ValueError(f"{cls._named(name)} must be finite and not negative, got {_shown(value)}")
         return number
 
     @classmethod
@@ -84,7 +84,7 @@ class _PyTorchForm(Optimiser):
         """value, which must be finite in each parameter's dtype. Below the smallest it is 0 there, as in PyTorch."""
         number = cls._not_negative(name, value)
         if number > _LARGEST_FLOAT32 and any(dtype == np.float32 for _, dtype in shapes):
-            raise ValueError(f"{cls._named(name)} must fit float32, got {value!r}")
+            raise ValueError(f"{cls._named(name)} must fit float32, got {_shown(value)}")
         return number
 
     # ---- states
@@ -130,13 +130,11 @@ class _PyTorchForm(Optimiser):
         who = type(self).__name__
         shapes = self._shapes()
         if not isinstance(state_dict, Mapping):
-            from fastlinear._advice import for_state
-
             kind = type(state_dict).__name__
-            raise TypeError(f"{who}: the state must be a mapping, got {kind}{for_state(state_dict)}")
+            raise TypeError(f"{who}: the state must be a mapping, got {kind}{_advice().for_state(state_dict)}")
         if set(state_dict) != {"state", "param_groups"}:
             raise ValueError(
-                f"{who}: the state must have the keys ['param_groups', 'state'], got {sorted(map(str, state_dict))}"
+                f"{who}: the state must have the keys ['param_groups', 'state'], got {_advice().listed(state_dict)}"
             )
         group, state = self._group_of(state_dict["param_groups"], len(shapes)), state_dict["state"]
         if not isinstance(state, Mapping):
@@ -144,7 +142,7 @@ class _PyTorchForm(Optimiser):
         settings = self._settings_of(group, shapes)
         numbers = list(group["params"])
         if surplus := [number for number in state if number not in numbers]:
-            raise ValueError(f"{who}: the state has a parameter {surplus[0]!r}, its group has {numbers}")
+            raise ValueError(f"{who}: the state has a parameter {_shown(surplus[0])}, its group has {numbers}")
         states = [state.get(number, {}) for number in numbers]
         steps = self._steps_of(states)
         buffers = [
@@ -163,12 +161,12 @@ class _PyTorchForm(Optimiser):
         """The one group of a state, or an error if it does not have that many parameters."""
         who = type(self).__name__
         if not isinstance(groups, (list, tuple)) or not all(isinstance(group, Mapping) for group in groups):
-            raise TypeError(f"{who}: param_groups must be a list of mappings in the state, got {groups!r:.80}")
+            raise TypeError(f"{who}: param_groups must be a list of mappings in the state, got {_shown(groups)}")
         if len(groups) != 1:
             raise ValueError(f"{who}: the state must have one parameter group, got {len(groups)}")
         params = groups[0].get("params")
         if not isinstance(params, (list, tuple)) or not all(isinstance(number, int) for number in params):
-            raise TypeError(f"{who}: params must be a list of numbers in the group of the state, got {params!r:.80}")
+            raise TypeError(f"{who}: params must be a list of numbers in the group of the state, got {_shown(params)}")
         if len(params) != count:
             raise ValueError(f"{who}: the model has {count} parameters, the state has {len(params)}")
         group: Mapping[str, Any] = groups[0]
@@ -181,9 +179,10 @@ class _PyTorchForm(Optimiser):
         for name, value in group.items():
             if name in self._FIXED:
                 if value != self._FIXED[name]:
-                    raise ValueError(f"{who}: {name} must be {self._FIXED[name]} in the state, got {value!r}")
+                    fixed = self._FIXED[name]
+                    raise ValueError(f"{who}: {name} must be {fixed} in the state, got {_shown(value)}")
             elif name not in self._settings and name not in _FREE:
-                raise ValueError(f"{who}: the state has an option {name}={value!r} that is not known here")
+                raise ValueError(f"{who}: the state has an option {name}={_shown(value)} that is not known here")
         return self._checked({name: group[name] for name in self._settings}, shapes)
 
     def _steps_of(self, states: list[Mapping[str, Any]]) -> int:
@@ -193,7 +192,7 @@ class _PyTorchForm(Optimiser):
             if not isinstance(kept, Mapping):
                 raise TypeError(f"{who}: the state of parameter {k} must be a mapping, got {type(kept).__name__}")
             if self._STEP and kept and "step" not in kept:
-                raise ValueError(f"{who}: the state of parameter {k} must have step, got {sorted(map(str, kept))}")
+                raise ValueError(f"{who}: the state of parameter {k} must have step, got {_advice().listed(kept)}")
         if not self._STEP:
             return int(any(states))
         steps = {real_number(f"{who}: step", kept["step"]) if kept else 0.0 for kept in states}
@@ -311,7 +310,7 @@ class SGD(_PyTorchForm, SGDBase):
         nesterov = settings["nesterov"]
         if not isinstance(nesterov, (bool, np.bool_)):
             keyword = f"; weight_decay comes after it, weight_decay={nesterov}" if type(nesterov) is float else ""
-            raise TypeError(f"{self._named('nesterov')} must be True or False, got {nesterov!r}{keyword}")
+            raise TypeError(f"{self._named('nesterov')} must be True or False, got {_shown(nesterov)}{keyword}")
         if nesterov and not momentum:
             raise ValueError(f"{type(self).__name__}: nesterov needs a momentum, got 0")
         return {"lr": lr, "momentum": momentum, "nesterov": bool(nesterov), "weight_decay": weight_decay}
@@ -391,7 +390,7 @@ class Adam(_PyTorchForm, AdamBase):
         try:
             first, second = settings["betas"]
         except (TypeError, ValueError):
-            raise TypeError(f"{self._named('betas')} must be two numbers, got {settings['betas']!r}") from None
+            raise TypeError(f"{self._named('betas')} must be two numbers, got {_shown(settings['betas'])}") from None
         betas = self._not_negative("betas[0]", first), self._not_negative("betas[1]", second)
         for k, beta in enumerate(betas):
             if not beta < 1:

@@ -120,9 +120,9 @@ class Sequential(Arguments, Network):
             )
         wanted = self.state_dict()
         if set(state) != set(wanted):
-            expected, got = list(wanted), sorted(map(str, state))
             raise ValueError(
-                f"{self._name}: the state must have the keys {expected}, got {got}{_advice().for_keys(wanted, state)}"
+                f"{self._name}: the state must have the keys {list(wanted)}, got {_advice().listed(state)}"
+                f"{_advice().for_keys(wanted, state)}"
             )
         values: list[tuple[Array, Array | None]] = []
         for prefix, layer in self._named_layers():

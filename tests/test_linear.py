@@ -575,6 +575,25 @@ def test_verify_where_roundings_add_up(isa, dtype, values, rows, in_features, ou
     assert fastlinear.verify(layer, x.astype(dtype), g.astype(dtype))
 
 
+@pytest.mark.parametrize("features", [8, 9, 41, 384, 385, 1024, 1025, 4097, 33000])
+@pytest.mark.parametrize("name", ["output", "grad_input", "grad_input of one feature"])
+def test_verify_where_every_term_is_lost(compiled_isa, dtype, features, name):
+    """The largest error that the order of additions allows is no false alarm: a 1 comes first in every lane or chain,
+    and each term after it is half of the 1's last place, which rounds away."""
+    values = np.full(features, np.finfo(dtype).eps / 2, dtype)
+    chain = 384 if name == "grad_input" else 4096 // dtype().itemsize
+    first = 1 if name == "grad_input" else emulation.LANE_BYTES // dtype().itemsize
+    for begin in range(0, features, chain):
+        values[begin : begin + first] = 1
+    if name == "output":
+        layer, x, g = Linear.from_weights(np.ones((1, features), dtype)), values, np.ones(1, dtype)
+    else:
+        width = 1 if name == "grad_input of one feature" else 3
+        layer, x, g = Linear.from_weights(np.ones((features, width), dtype)), np.ones(width, dtype), values
+    errors = fastlinear.verify(layer, x, g)
+    assert errors[name.split()[0]] > 4 or features < 100
+
+
 def test_verify_needs_its_limits():
     """Sums as in the test before this one would be false alarms with a limit of 4."""
     for name, rows, in_features, out_features in (

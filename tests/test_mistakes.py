@@ -852,6 +852,141 @@ def test_no_array_is_made_of_no_dtype():
             zeros((2, 3), kind)
 
 
+# ---- objects that an error must not ask
+
+
+def _raises(*args):
+    raise ZeroDivisionError
+
+
+class Silent:
+    """Can say nothing of itself."""
+
+    __repr__ = __str__ = _raises
+    __name__ = ndim = property(_raises)
+
+
+class Talkative:
+    """Says ten million letters."""
+
+    def __repr__(self):
+        return "x" * 10**7
+
+
+class Nowhere:
+    """Its class belongs to no module."""
+
+    __module__ = None
+
+
+class Seldom(float):
+    """A number that has no repr."""
+
+    __repr__ = __str__ = _raises
+
+
+class Text(str):
+    """A text that has no repr."""
+
+    __repr__ = __str__ = _raises
+
+
+def liar(kind):
+    """An object that says it is of this class."""
+    return type("Liar", (), {"__class__": kind})()
+
+
+STRANGE = {
+    "silent": Silent(),
+    "a list of them": [Silent(), [1]],
+    "keys of them": {Silent(): 1},
+    "talkative": Talkative(),
+    "of no module": Nowhere(),
+    "a class of no module": Nowhere,
+    "nan without a repr": Seldom("nan"),
+    "negative without a repr": Seldom(-1),
+    "too large, without a repr": Seldom(1e300),
+    "a text without a repr": Text("x"),
+    "a text without a repr, which is known": Text("tanh"),
+    "more digits than Python prints": -(10**5000),
+    "a long text": "x" * 10**7,
+    "many keys": dict.fromkeys(range(10**5)),
+    "a long key": {"x" * 10**7: 1},
+    "many numbers": [0.5] * 10**5,
+    **{f"no {kind.__name__}": liar(kind) for kind in (np.ndarray, np.generic, float, str, Linear, Sequential)},
+}
+
+
+def _group(world, **entries):
+    state = Adam(world.layer).state_dict()
+    return state | {"param_groups": [state["param_groups"][0] | entries]}
+
+
+# name: what is done with the strange object and a World
+TAKERS = {
+    "in_features": lambda v, w: Linear(v, 2),
+    "bias": lambda v, w: Linear(3, 2, v),
+    "dtype": lambda v, w: Linear(3, 2, dtype=v),
+    "weight": lambda v, w: Linear.from_weights(v),
+    "x": lambda v, w: w.layer(v),
+    "grad_output": lambda v, w: w.layer.backward(w.x, v),
+    "scale": lambda v, w: w.layer.backward(w.x, w.g[:2], scale=v),
+    "out of backward": lambda v, w: w.layer.backward(w.x, w.g, v),
+    "lr of step": lambda v, w: w.net.step(v),
+    "stdv": lambda v, w: w.layer.reset(0, v),
+    "state": lambda v, w: w.layer.load_state_dict(v),
+    "state of a net": lambda v, w: w.net.load_state_dict(v),
+    "path": lambda v, w: w.layer.save(v),
+    "verify": lambda v, w: verify(v, w.x, w.g),
+    "threads": lambda v, w: set_num_threads(v),
+    "mode": lambda v, w: show_config(v),
+    "part": lambda v, w: Sequential(v),
+    "parts": lambda v, w: Sequential(w.layer, "relu", v),
+    "tape": lambda v, w: w.net.backward(v, w.g),
+    "model": lambda v, w: SGD(v, 0.1),
+    "lr of SGD": lambda v, w: SGD(w.layer, v),
+    "nesterov": lambda v, w: SGD(w.layer, 0.1, 0.9, v),
+    "betas": lambda v, w: Adam(w.layer, betas=v),
+    "state of Adam": lambda v, w: Adam(w.layer).load_state_dict(v),
+    "parameters of Adam": lambda v, w: Adam(w.layer).load_state_dict({"state": v, "param_groups": [v]}),
+    "groups of Adam": lambda v, w: Adam(w.layer).load_state_dict({"state": {}, "param_groups": v}),
+    "amsgrad": lambda v, w: Adam(w.layer).load_state_dict(_group(w, amsgrad=v)),
+    "an option": lambda v, w: Adam(w.layer).load_state_dict(_group(w, decay=v)),
+    "max_norm": lambda v, w: clip_grad_norm(w.layer, v),
+    "output": lambda v, w: losses.huber(v, w.g),
+    "labels": lambda v, w: losses.log_loss(w.g, v),
+    "x of softmax": lambda v, w: activations.softmax(v),
+    "X": lambda v, w: w.layer.learn(v, w.labels, 0.1, "log_loss"),
+    "y": lambda v, w: w.layer.learn(w.x, v, 0.1),
+    "loss": lambda v, w: w.layer.learn(w.x, w.labels, 0.1, v),
+    "batch_size": lambda v, w: w.layer.learn(w.x, w.labels, 0.1, "log_loss", v),
+    "l2": lambda v, w: w.layer.learn(w.x, w.labels[1:], 0.1, "log_loss", 1, v),
+    "order": lambda v, w: w.layer.learn(w.x, w.labels, 0.1, "log_loss", order=v),
+}
+
+
+@pytest.mark.parametrize("taker", TAKERS)
+def test_an_error_does_not_fail_for_its_own_words(tmp_path, taker):
+    """What has no repr, one of ten million letters, or lies about its class gets a TypeError or a ValueError as any
+    other object does, of at most 2,000 letters and not about the digits of an integer; nothing is written then."""
+    for name, value in STRANGE.items():
+        world = World(tmp_path)
+        before = [a.copy() for a in world.arrays()]
+        error = None
+        try:
+            TAKERS[taker](value, world)
+        except Exception as raised:
+            error = raised
+        if error is None:
+            continue  # a number without a repr is a number
+        assert isinstance(error, (TypeError, ValueError)), f"{name}: {error!r:.200}"
+        assert len(str(error)) < 2000, f"{name}: {error!s:.200}"
+        assert "string conversion" not in str(error), name
+        for now, then in zip(world.arrays(), before, strict=True):
+            assert_same_bits(now, then)
+    assert not list(tmp_path.iterdir())
+
+
 # ---- packages that are not there
 
 
