@@ -543,17 +543,17 @@ cdef void grad_weight_loops(const real* x, const real* grad_output, double scale
 cdef void grad_bias_loops(const real* grad_output, double scale, real* out, Py_ssize_t batch,
                           Py_ssize_t out_features) noexcept nogil:
     cdef real s = <real> scale
-    cdef const real* g = grad_output
-    cdef Py_ssize_t b, o, n = out_features
+    cdef const real* g
+    cdef Py_ssize_t b, o, n = out_features, fours = batch // 4 * 4
     # Four rows for each time that out is loaded and stored: one at a time takes up to twice as long.
-    for b in range(batch // 4):
+    for b in range(0, fours, 4):
+        g = grad_output + b * n
         for o in range(n):
             out[o] = out[o] + s * g[o] + s * g[n + o] + s * g[2 * n + o] + s * g[3 * n + o]
-        g += 4 * n
-    for b in range(batch % 4):
+    for b in range(fours, batch):
+        g = grad_output + b * n
         for o in range(n):
             out[o] += s * g[o]
-        g += n
 
 
 # ---- grad_input and update
