@@ -223,8 +223,8 @@ def days(runs: Runs, hunts: Hunts) -> str:
     text = "The figures are of these days and kernels (a commit): " + "; ".join(found) + "."
     if quick:
         text += (
-            " *A run with `--quick` has few rounds, leaves out the largest products, and these were made while other "
-            "programs used the machine: single figures are uncertain by a tenth.*"
+            " *A run with `--quick` has few rounds and leaves out the largest products; on a machine that others share, "
+            "single figures are uncertain by a tenth.*"
         )
     return text
 
@@ -238,7 +238,7 @@ def days_in_brief(runs: Runs) -> str:
     found = []
     for isa, results in runs.items():
         run = results["about"]["runs"]["grid"]
-        quick = ", a quick run on a machine that others used" if "--quick" in run["command"] else ""
+        quick = ", a quick run on a shared machine" if "--quick" in run["command"] else ""
         processor = results["about"]["machine"]["processor"]
         found.append(f"{ISA_LABELS[isa]} on an {processor}, {run['date']}{quick}, kernels of commit `{run['kernels']}`")
     return f"Measured: {'; '.join(found)}."
