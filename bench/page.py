@@ -223,7 +223,7 @@ def days(runs: Runs, hunts: Hunts) -> str:
     text = "The figures are of these days and kernels (a commit): " + "; ".join(found) + "."
     if quick:
         text += (
-            " *A run with `--quick` has few rounds and leaves out the largest products; on a machine that others share, "
+            " *A run with `--quick` has few rounds and leaves out the largest products; on a shared machine, "
             "single figures are uncertain by a tenth.*"
         )
     return text
