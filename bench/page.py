@@ -28,7 +28,7 @@ def load(folder: Path = hunt.FOLDER) -> tuple[Runs, Hunts]:
 
 def table(head: Iterable[Any], rows: Iterable[Iterable[Any]], left: int = 1) -> str:
     """A Markdown table; the first `left` columns are text, the others figures."""
-    head = list(head)
+    head = [str(name).replace("AVX-512", "AVX\u2011512") for name in head]  # a hyphen at which no line breaks
     rule = [":--" if column < left else "--:" for column in range(len(head))]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, rule, *rows)) + "\n"
 
