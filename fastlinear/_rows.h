@@ -101,7 +101,7 @@ INLINE VEC NAME(pass)(REAL *w, const REAL *x, const REAL *next, const REAL *ahea
         if (rest) {
             if (ahead) FETCH(ahead + k0 + s);
             UNROLL_ALL for (int p = 0; p < LANE_PARTS; p++) {
-                const int n = rest - p * LANE_WIDTH < LANE_WIDTH ? rest - p * LANE_WIDTH : LANE_WIDTH;
+                const int n = IN_LANES(part_of)(rest, p * LANE_WIDTH);
                 if (n > 0) STEP(p, n)
             }
         }
@@ -182,18 +182,13 @@ static double NAME(learn_rows)(int loss, const REAL *x, ptrdiff_t x_row, const p
 static void NAME(adagrad)(const REAL *gradient, double lr, REAL *squares, REAL *parameter, ptrdiff_t n) {
     const VEC minus_rate = NAME(splat)((REAL)-lr), eps = NAME(splat)((REAL)1e-10);
     for (ptrdiff_t j = 0; j < n; j += WIDTH) {
-        const int some = n - j < WIDTH ? (int)(n - j) : WIDTH;
+        const int some = NAME(part_of)(n, j);
         const VEC g = NAME(get)(gradient + j, some);
         const VEC s = NAME(add)(NAME(get)(squares + j, some), NAME(mul)(g, g));
         const VEC step = NAME(div)(NAME(mul)(minus_rate, g), NAME(add)(NAME(sqrt)(s), eps));
         const VEC p = NAME(add)(NAME(get)(parameter + j, some), step);
-        if (some == WIDTH) {
-            NAME(store)(squares + j, s);
-            NAME(store)(parameter + j, p);
-        } else {
-            NAME(store_first)(squares + j, s, some);
-            NAME(store_first)(parameter + j, p, some);
-        }
+        NAME(put)(squares + j, s, some);
+        NAME(put)(parameter + j, p, some);
     }
 }
 
