@@ -70,26 +70,16 @@
 #define VECTOR_BYTES 64
 #define VECTOR_REGISTERS 32
 #define HAS_FMA 1
-typedef float vec_f32 __attribute__((vector_size(VECTOR_BYTES)));
-typedef double vec_f64 __attribute__((vector_size(VECTOR_BYTES)));
-INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) {
-    for (int j = 0; j < 16; j++) c[j] = __builtin_fmaf(a[j], b[j], c[j]);
-    return c;
-}
-INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) {
-    for (int j = 0; j < 8; j++) c[j] = __builtin_fma(a[j], b[j], c[j]);
-    return c;
-}
-typedef float vec_f32_lanes __attribute__((vector_size(LANE_BYTES)));
-typedef double vec_f64_lanes __attribute__((vector_size(LANE_BYTES)));
-INLINE vec_f32_lanes fma_f32_lanes(vec_f32_lanes a, vec_f32_lanes b, vec_f32_lanes c) {
-    for (int j = 0; j < 8; j++) c[j] = __builtin_fmaf(a[j], b[j], c[j]);
-    return c;
-}
-INLINE vec_f64_lanes fma_f64_lanes(vec_f64_lanes a, vec_f64_lanes b, vec_f64_lanes c) {
-    for (int j = 0; j < 4; j++) c[j] = __builtin_fma(a[j], b[j], c[j]);
-    return c;
-}
+#define FUSED(real, suffix, bytes, multiply_add) \
+    typedef real vec_##suffix __attribute__((vector_size(bytes))); \
+    INLINE vec_##suffix fma_##suffix(vec_##suffix a, vec_##suffix b, vec_##suffix c) { \
+        for (int j = 0; j < (int)(bytes / sizeof(real)); j++) c[j] = multiply_add(a[j], b[j], c[j]); \
+        return c; \
+    }
+FUSED(float, f32, VECTOR_BYTES, __builtin_fmaf)
+FUSED(double, f64, VECTOR_BYTES, __builtin_fma)
+FUSED(float, f32_lanes, LANE_BYTES, __builtin_fmaf)
+FUSED(double, f64_lanes, LANE_BYTES, __builtin_fma)
 
 #elif defined(GNU_VECTORS) && defined(__AVX512F__)
 
