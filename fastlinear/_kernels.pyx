@@ -38,8 +38,8 @@ cdef extern from "_scratch.h" nogil:
 
 cdef extern from "_tile.h" nogil:
     # Macros that choose the tile for the dtype of their pointers, which are float* or double*, not void*.
-    const int DOT_ROWS, MOST_ROWS, MOST_COLS, UPDATE_ROWS, LANES_ROWS, LANES_AT_ONCE, NARROW, PANELS, VECTOR_BYTES
-    const int VECTOR_REGISTERS, LANE_BYTES
+    const int DOT_ROWS, MOST_ROWS, MOST_COLS, UPDATE_ROWS, LANES_ROWS, NARROW, PANELS, PANEL_VECTORS
+    const int VECTOR_BYTES, VECTOR_REGISTERS, LANE_BYTES
     const int DOT_COLS[]
     const int AXPY_COLS[]
     ctypedef enum axpy_mode "enum axpy_mode":
@@ -51,21 +51,19 @@ cdef extern from "_tile.h" nogil:
         bint first
     void dot(int rows, int cols, const void* x, Py_ssize_t x_row, const void* w, Py_ssize_t w_row, Py_ssize_t k,
              const Ending* end, Py_ssize_t ahead)
-    void lanes(int rows, int cols, const void* a, Py_ssize_t a_row, Py_ssize_t a_lane, Py_ssize_t a_step,
-               const void* b, Py_ssize_t k, const Ending* end, Py_ssize_t ahead)
     void narrow(Py_ssize_t k, int outs, Py_ssize_t rows, const void* x, const void* w, const Ending* end)
+    void lanes(int rows, int cols, const void* x, Py_ssize_t x_row, const void* w, Py_ssize_t k, const Ending* end)
     void axpy(int rows, Py_ssize_t width, Py_ssize_t steps, const void* a, Py_ssize_t a_row, Py_ssize_t a_step,
               const void* v, Py_ssize_t v_row, void* y, Py_ssize_t y_row, Py_ssize_t next, axpy_mode mode)
     void chains(int n, int width, Py_ssize_t steps, const void* a, const void* v, Py_ssize_t v_row, void* y, bint first)
     void update_rows(int rows, Py_ssize_t width, const void* x, const void* g, double scale, void* w, Py_ssize_t w_row,
                      void* y, bint first, Py_ssize_t ahead)
     void pack(int rows, Py_ssize_t k, const void* a, Py_ssize_t row, int height, void* to)
-    void pack_lanes(int rows, Py_ssize_t k, const void* a, Py_ssize_t row, int height, int at_once, void* to)
+    void pack_lanes(int rows, Py_ssize_t k, const void* a, Py_ssize_t row, void* to)
     void copy_scaled(Py_ssize_t steps, Py_ssize_t width, int high, const void* a, Py_ssize_t a_step, double scale,
                      void* to)
-    void turn(int rows, int cols, const void* sums, const Ending* end)
-    Py_ssize_t group_stride_f32(Py_ssize_t k, int height, int at_once)
-    Py_ssize_t group_stride_f64(Py_ssize_t k, int height, int at_once)
+    Py_ssize_t lane_stride_f32(Py_ssize_t k)
+    Py_ssize_t lane_stride_f64(Py_ssize_t k)
 
 cdef enum:
     # These are part of the contract on bits: they say where a sum is cut.
@@ -82,8 +80,6 @@ cdef enum:
     RUN_BYTES = 1 << 16    # product: packed panels that a tile of rows passes before the next tile does, so that y is
                            # written in long pieces. One panel at a time (BLIS's order) costs 5 % at 1024 squared and
                            # 256 rows, half with 32 rows: there y is most of what moves. Twice as much is no better
-    FORWARD_RUN = 1 << 14  # product: the same for forward, whose panels stay in L1 then: up to a tenth for 45 to 100
-                           # features and many outputs, a fifth if others use L3. 64 KiB is a twentieth slower
     PACKED_STEPS = 16      # product: for sums of fewer terms than that the other operand is not packed, because a copy
                            # costs more than rows that lie far apart (half, with 100 rows and 10 outputs). Sums of 16
                            # to 40 terms lose a third unpacked if the rows are a power of two apart; the others lose a
@@ -91,11 +87,8 @@ cdef enum:
     WORTH_A_COPY = 2048    # grad_weight: for fewer multiply-adds than that it costs more to decide than to do
     FOLDED = 3             # product: a sum of fewer terms than that goes row by row, because memory is one stream
     FOLDED_BYTES = 1024    # then, if rows are that long; 8 terms are slower
-    MANY_PANELS = 24       # product: forward's rows of x are packed for more panels of W than that, if they are long: a
-    LONG_ROW = 2048        # tenth faster then in float64. Packed for 4 panels, 72 to 512 features lost a quarter
     PACKED_ROWS = 24       # product: from so many rows on the other operand is packed. For fewer, grad_input streams a
                            # W that comes from memory past them
-    TURNED_ROWS = 48       # product: turned sums that wait to be written; whole tiles of 6 and of 3, whole vectors
     THIN_BYTES = 64        # grad_weight: with fewer bytes of columns than that, and so many times more rows of x than
     TURNED_BATCH = 4       # bytes, the lanes run along the outputs. For grad_input that pays at no batch
     CHUNK_BYTES = 16384    # stream: columns of the output that stay in L1 while rows of W pass
@@ -103,7 +96,6 @@ cdef enum:
     FAR_BYTES = 1 << 24    # a W of that size comes from memory: prefetching the next rows into L2 gains a third there,
                            # for a vector; where W lies in L3 it costs a tenth
     GRAIN = 16             # threads: columns come in so many, 64 bytes of float32
-    PAST_L2_BYTES = 1 << 19    # forward: a W of that size does not stay in L2
     COPIED_BATCH = 4       # forward: for fewer rows than that no copy pays, and to weigh it up costs 15 ns
     LONG_ROWS = 64         # forward: rows of x and outputs that go through all long blocks of k together
     LONG_OUTS = 256
@@ -111,9 +103,8 @@ cdef enum:
 cdef enum:
     # Where each part of a thread's scratch begins.
     A_AT = 0
-    PANEL_AT = A_AT + A_BYTES + 64              # a packed row may be stored as a whole vector
-    TURNED_AT = PANEL_AT + PANEL_BYTES + 64
-    WAITING_AT = TURNED_AT + TURNED_ROWS * 64 + 64
+    PANEL_AT = A_AT + A_BYTES
+    WAITING_AT = PANEL_AT + PANEL_BYTES
     SCRATCH_END = WAITING_AT + LONG_ROWS * LONG_OUTS * 8    # and CHUNK_BYTES
     IT_FITS = 1 // (SCRATCH_END <= SCRATCH_BYTES)           # or this divides by zero and does not compile
 
@@ -138,177 +129,83 @@ cdef inline bint comes_from_memory(Py_ssize_t in_features, Py_ssize_t out_featur
     return in_features * out_features * <Py_ssize_t> sizeof(real) >= FAR_BYTES
 
 
-cdef inline Py_ssize_t group_stride(Py_ssize_t k, int height, int at_once, const real* dtype) noexcept nogil:
-    return group_stride_f32(k, height, at_once) if real is float else group_stride_f64(k, height, at_once)
+# ---- many rows: one product of matrices for grad_input and grad_weight
 
+cdef void product(bint running, real a_scale, const real* a, Py_ssize_t a_row, Py_ssize_t a_k, real b_scale,
+                  const real* b, Py_ssize_t b_k, real* y, Py_ssize_t y_row, Py_ssize_t rows, Py_ssize_t cols,
+                  Py_ssize_t k, char* scratch) noexcept nogil:
+    """y (rows, cols) from a_scale a (rows, k), whose elements are a_row and a_k apart, one of them 1, and b_scale b (k, cols).
+    `running`: a left fold over k, which goes on from y; else a fresh sum, block of k after block.
 
-# ---- many rows: one product of matrices for forward, grad_input and grad_weight
-
-cdef enum Sum:
-    FORWARD     # y[r, c] = sum_k a[r, k] b[k, c] in lanes, block of k after block, then the bias
-    FRESH       # the same in chains: grad_input
-    RUNNING     # y[r, c] += sum_k scale a[r, k] b[k, c], an exact left fold over k: grad_weight
-
-
-cdef struct Rows:
-    # Packed rows of an operand, or rows where they lie: rows, steps of k, and lanes of k (FORWARD) are so far apart.
-    Py_ssize_t row, step, lane
-
-
-cdef void product(Sum sum, real a_scale, const real* a, Py_ssize_t a_row, Py_ssize_t a_k, real b_scale, const real* b,
-                  Py_ssize_t b_col, Py_ssize_t b_k, real* y, Py_ssize_t y_row, bint turned, Py_ssize_t rows,
-                  Py_ssize_t cols, Py_ssize_t k, const real* bias, bint far, char* scratch) noexcept nogil:
-    """y (rows, cols) from a_scale a (rows, k) and b_scale b (k, cols), whose elements are a_row, a_k, b_col, b_k apart,
-    one of each pair being 1; of y it is y_row. `turned`: y is stored (cols, rows).
-
-    BLIS's loops: a block of k after another (4), of rows of a, which are packed (3), a panel of b after another (2),
-    which is packed if there are rows enough to pay for it, and a tile of rows after another (1). A tile's lanes run
-    along cols.
+    BLIS's loops: a block of k after another (4), of rows of a, which are packed (3), some panels of b after others (2),
+    which are packed if there are rows enough to pay for it, and then tiles (1).
     """
-    cdef Py_ssize_t size = sizeof(real), line = 64 // size, lanes_of_k = LANE_BYTES // size
-    cdef Py_ssize_t k_block = (K_BLOCK_BYTES // size if sum == FORWARD else O_BLOCK if sum == FRESH
-                               else B_BLOCK if rows > 1 else STREAMS)
-    cdef Py_ssize_t k0, n, r0, r1, r, c0, c, width, some, most, wide, run, a_panel, b_next, block, b_row
+    cdef Py_ssize_t size = sizeof(real), n, r0, r1, r, c0, c, width, most, wide, run, block, k0 = 0
+    cdef Py_ssize_t k_block = O_BLOCK if not running else B_BLOCK if rows > 1 else STREAMS
     cdef int high, tall
-    cdef Rows at
     cdef bint pack_a, pack_b
+    cdef axpy_mode mode
     cdef real* packed_a = <real*> (scratch + A_AT)
     cdef real* packed_b = <real*> (scratch + PANEL_AT)
-    cdef const real* a_block
-    cdef const real* b_panel
-    k0 = 0
     while k0 < k:
         n = min(k_block, k - k0)
-        if sum != FORWARD and k < FOLDED and cols * size >= FOLDED_BYTES:
-            high = 1
-        else:
-            high = even_piece(rows, LANES_ROWS if sum == FORWARD else MOST_ROWS)
-        wide = line if sum == FORWARD or turned else AXPY_COLS[high] * (VECTOR_BYTES // size)
-        # Packing a pays if there are enough panels, and scales it. Forward's tiles broadcast single elements, which
-        # can be read where they lie, and to pack 3 rows takes as long as a panel of multiply-adds.
-        if sum == FORWARD:
-            pack_a = not turned and cols > MANY_PANELS * wide and n * size >= LONG_ROW
-        else:
-            pack_a = a_scale != 1 or (rows > 1 and cols > 2 * wide)
-        pack_b = sum == FORWARD or b_col != 1 or b_scale != 1 or (rows >= PACKED_ROWS and n >= PACKED_STEPS)
-        at.row, at.step, at.lane = a_row, lanes_of_k if sum == FORWARD else a_k, 1
-        block, a_panel = rows, 0
-        if pack_a:
-            at.row, at.step = 1, high
-            if sum == FORWARD:
-                at.lane = group_stride(n, high, 1, a)
-            a_panel = at.lane * lanes_of_k if sum == FORWARD else n * high
-            block = max(A_BYTES // (a_panel * size), 1) * high
-        # How much of b is prepared at once: one panel, or some that share cache lines, or what stays in L2 as it is.
+        mode = AXPY_CONTINUE if running else AXPY_ADD if k0 else AXPY_START
+        high = 1 if k < FOLDED and cols * size >= FOLDED_BYTES else even_piece(rows, MOST_ROWS)
+        wide = AXPY_COLS[high] * (VECTOR_BYTES // size)
+        pack_a = a_scale != 1 or (rows > 1 and cols > 2 * wide)
+        pack_b = b_scale != 1 or (rows >= PACKED_ROWS and n >= PACKED_STEPS)
+        block = max(A_BYTES // (n * high * size), 1) * high if pack_a else rows
+        # How much of b is prepared at once: some panels that share cache lines, or what stays in L2 as it is.
         most = PANEL_BYTES // (n * size) // 64 * 64
-        b_next = n * wide
-        if sum == FORWARD:
-            b_next = group_stride(n, <int> line, LANES_AT_ONCE, a) * (lanes_of_k // LANES_AT_ONCE)
-        run = max((FORWARD_RUN if sum == FORWARD else RUN_BYTES) // (b_next * size), 1) * wide
-        if turned:
-            run = most = wide
-        elif sum == FORWARD:
-            most = run
-        elif pack_b:
+        if pack_b:
+            run = max(RUN_BYTES // (n * wide * size), 1) * wide
             most = max(run, min(PANELS * wide, most // wide * wide))
         else:
             run = wide = most
         r0 = 0
         while r0 < rows:
             r1 = min(r0 + block, rows)
-            a_block = <const real*> packed_a if pack_a else a + r0 * a_row + k0 * a_k
-            if pack_a and sum != FORWARD and a_row == 1:
+            if pack_a and a_row == 1:
                 copy_scaled(n, r1 - r0, high, a + k0 * a_k + r0, a_k, a_scale, packed_a)
             elif pack_a:
                 r = r0
                 while r < r1:
                     tall = <int> min(high, r1 - r)
-                    if sum == FORWARD:
-                        pack_lanes(tall, n, a + r * a_row + k0, a_row, high, 1, packed_a + (r - r0) // high * a_panel)
-                    else:
-                        pack(tall, n, a + r * a_row + k0, a_row, tall, packed_a + (r - r0) * n)
+                    pack(tall, n, a + r * a_row + k0, a_row, tall, packed_a + (r - r0) * n)
                     r += tall
             c0 = 0
             while c0 < cols:
                 width = min(most, cols - c0)
-                b_panel, b_row = <const real*> packed_b, 0
-                if sum == FORWARD:
-                    c = c0
-                    while c < c0 + width:
-                        pack_lanes(<int> min(wide, c0 + width - c), n, b + c * b_col + k0, b_col, <int> line,
-                                   LANES_AT_ONCE, packed_b + (c - c0) // wide * b_next)
-                        c += wide
-                elif b_col != 1:
-                    c = c0
-                    while c < c0 + width:
-                        some = min(wide, c0 + width - c)
-                        pack(<int> some, n, b + c * b_col + k0, b_col, <int> some, packed_b + (c - c0) * n)
-                        c += wide
-                elif pack_b:
+                if pack_b:
                     copy_scaled(n, width, <int> wide, b + k0 * b_k + c0, b_k, b_scale, packed_b)
-                else:
-                    b_panel, b_row = b + k0 * b_k + c0, b_k
                 c = c0
                 while c < c0 + width:
-                    some = min(run, c0 + width - c)
-                    tiles(sum, a_block, at, pack_a, a_panel, high, b_panel + (c - c0) * (n if pack_b else 1), b_row,
-                          b_next, wide, y + (c * y_row + r0 if turned else r0 * y_row + c), y_row, turned,
-                          r1 - r0, some, n, bias + (r0 if turned else c) if bias != NULL and k0 + n == k else NULL,
-                          k0 == 0, far and c == 0, scratch)
-                    c += some
+                    tiles(<const real*> packed_a if pack_a else a + r0 * a_row + k0 * a_k, 0 if pack_a else a_row, a_k, high,
+                          <const real*> packed_b + (c - c0) * n if pack_b else b + k0 * b_k + c, 0 if pack_b else b_k, wide,
+                          y + r0 * y_row + c, y_row, r1 - r0, min(run, c0 + width - c), n, mode)
+                    c += run
                 c0 += width
             r0 = r1
         k0 += n
 
 
-cdef void tiles(Sum sum, const real* a, Rows at, bint packed, Py_ssize_t a_panel, int high, const real* b,
-                Py_ssize_t b_row, Py_ssize_t b_next, Py_ssize_t wide, real* y, Py_ssize_t y_row, bint turned,
-                Py_ssize_t rows, Py_ssize_t width, Py_ssize_t n, const real* bias, bint first, bint far,
-                char* scratch) noexcept nogil:
-    """The tiles of a run of panels of b, each `wide`, one row of tiles under another: loop 1 of product()."""
-    cdef Py_ssize_t line = 64 // <Py_ssize_t> sizeof(real), r, c, some, begin, stop, across, tile_row
+cdef void tiles(const real* a, Py_ssize_t a_row, Py_ssize_t a_k, int high, const real* b, Py_ssize_t b_k,
+                Py_ssize_t wide, real* y, Py_ssize_t y_row, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t n,
+                axpy_mode mode) noexcept nogil:
+    """The tiles of a run of panels of b, each `wide`, one row of tiles under another. a_row, b_k are 0: packed."""
+    cdef Py_ssize_t r = 0, c, some, across
     cdef int tall
-    cdef real* sums = <real*> (scratch + TURNED_AT)
-    cdef real* tile
-    cdef const real* a_tile
-    cdef Ending end
-    cdef axpy_mode mode = AXPY_CONTINUE if sum == RUNNING else AXPY_START if first or turned else AXPY_ADD
-    begin = 0
-    while begin < rows:
-        # Turned sums wait, a row of them a line wide, until there are vectors of them to be written.
-        stop = min(begin + TURNED_ROWS // high * high, rows) if turned else rows
-        if turned and sum == RUNNING:
-            pack(<int> width, stop - begin, <const real*> y + begin, y_row, <int> line, sums)
-        r = begin
-        while r < stop:
-            tall = <int> min(high, stop - r)
-            tile, tile_row = (sums + (r - begin) * line, line) if turned else (y + r * y_row, y_row)
-            if sum == FORWARD:
-                a_tile = a + (r // high * a_panel if packed else r * at.row)
-                end.row, end.first, end.bias = tile_row, turned or first, NULL
-            else:
-                a_tile = a + (r * n if packed else r * at.row)
-            across = AXPY_COLS[tall] * (VECTOR_BYTES // <Py_ssize_t> sizeof(real))
-            c = 0
-            while c < width:
-                some = min(wide, width - c)
-                if sum == FORWARD:
-                    end.y = tile + c
-                    if bias != NULL and not turned:
-                        end.bias = bias + c
-                    lanes(tall, <int> some, a_tile, at.row, at.lane, at.step, b + c // wide * b_next, n, &end,
-                          high * at.row if far else 0)
-                else:
-                    axpy(tall, some, n, a_tile, at.row, tall if packed else at.step, b + c * (1 if b_row else n),
-                         b_row if b_row else some, tile + c, tile_row,
-                         across if width - c > across else tall * tile_row, mode)
-                c += wide
-            r += tall
-        if turned:
-            end.y, end.row, end.bias, end.first = y + begin, y_row, bias + begin if bias != NULL else NULL, \
-                first or sum == RUNNING
-            turn(<int> (stop - begin), <int> width, <const real*> sums, &end)
-        begin = stop
+    while r < rows:
+        tall = <int> min(high, rows - r)
+        across = AXPY_COLS[tall] * (VECTOR_BYTES // <Py_ssize_t> sizeof(real))
+        c = 0
+        while c < width:
+            some = min(wide, width - c)
+            axpy(tall, some, n, a + r * (a_row if a_row else n), a_row if a_row else 1, a_k if a_row else tall,
+                 b + c * (1 if b_k else n), b_k if b_k else some, y + r * y_row + c, y_row,
+                 across if width - c > across else tall * y_row, mode)
+            c += wide
+        r += tall
 
 
 # ---- forward
@@ -340,6 +237,40 @@ cdef void forward_dots(const real* x, const real* weight, const real* bias, real
         o += cols
 
 
+cdef void forward_packed(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
+                         Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t row, Py_ssize_t out_row,
+                         char* scratch) noexcept nogil:
+    """Many rows: some panels of W at a time are transposed, stay in L1 or L2, and serve all rows of x."""
+    cdef Py_ssize_t size = sizeof(real), wide = PANEL_VECTORS * (VECTOR_BYTES // size), k0 = 0, k, o, o0, o1, b, panel
+    cdef int high = even_piece(batch, LANES_ROWS)
+    cdef real* packed = <real*> (scratch + PANEL_AT)
+    cdef Ending end
+    end.row = out_row
+    while k0 < in_features:
+        k = min(K_BLOCK_BYTES // size, in_features - k0)
+        end.first = k0 == 0
+        panel = LANE_BYTES // size * (lane_stride_f32(k) if real is float else lane_stride_f64(k))
+        o0 = 0
+        while o0 < outs:
+            o1 = min(o0 + PANEL_BYTES // (panel * size) * wide, outs)
+            o = o0
+            while o < o1:
+                pack_lanes(<int> min(wide, o1 - o), k, weight + o * row + k0, row, packed + (o - o0) // wide * panel)
+                o += wide
+            b = 0
+            while b < batch:
+                o = o0
+                while o < o1:
+                    end.y = out + b * out_row + o
+                    end.bias = bias + o if bias != NULL and k0 + k == in_features else NULL
+                    lanes(<int> min(high, batch - b), <int> min(wide, o1 - o), x + b * row + k0, row,
+                          <const real*> packed + (o - o0) // wide * panel, k, &end)
+                    o += wide
+                b += high
+            o0 = o1
+        k0 += k
+
+
 cdef void forward_narrow(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
                          Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t out_row) noexcept nogil:
     """Few features: 64 bytes of outputs at a time, with all of their W in registers, if there are enough."""
@@ -352,43 +283,22 @@ cdef void forward_narrow(const real* x, const real* weight, const real* bias, re
         o += width
 
 
-cdef inline double waste(Py_ssize_t n, Py_ssize_t lanes) noexcept nogil:
-    """The lanes without work when n is a whole number of vectors, as a part of n."""
-    return <double> (pieces(n, lanes) * lanes) / n - 1
-
-
 cdef enum Way:
-    DOTS, NARROW_W, PACKED_W, TURNED
+    DOTS, NARROW_W, PACKED_W
 
 
-cdef Way cheapest_way(Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t outs, bint whole_rows,
+cdef Way cheapest_way(Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t row,
                       const real* dtype) noexcept nogil:
-    """The way that costs least, counted in times of the multiply-adds: sums over lanes; transposing W, sums, x; lanes
-    without work; W from beyond L2. bench/fit.py fits the constants. Against the best way at each point, those
-    for 16 registers lose 1 % on average (AVX2, 3,000 random points). Those for 32 were fitted on AVX-512 to 180 points
-    when a sum had 16 lanes, and lost 0.1 %; what a lane costs has been halved since."""
+    """The way that costs least. Dots have a sum over lanes for each of their sums, and packed a copy of W, which more rows
+    share, and the columns of its last panel that are not there. bench/fit.py fits the constants."""
     cdef Py_ssize_t lanes = LANE_BYTES // <Py_ssize_t> sizeof(real)
-    cdef bint past_l2 = in_features * outs * <Py_ssize_t> sizeof(real) > PAST_L2_BYTES
-    cdef double dots, packed, turned
-    if in_features <= NARROW and whole_rows and in_features <= 8 * batch and batch * outs >= 16:
+    cdef Py_ssize_t wide = PANEL_VECTORS * (VECTOR_BYTES // <Py_ssize_t> sizeof(real))
+    if in_features <= NARROW and row == in_features and in_features <= 8 * batch and batch * outs >= 16:
         return NARROW_W
     if batch < COPIED_BATCH:
         return DOTS
-    if VECTOR_REGISTERS == 32:
-        dots = 2.7 * lanes / in_features + min(batch, 64) / 1800.0
-        packed = 11.5 / batch + waste(outs, 2 * lanes)
-        turned = 16.0 / outs + 0.9 * lanes / in_features + waste(batch, 2 * lanes) + batch / 3000.0
-    else:
-        dots = 1.15 + 7.6 * lanes / in_features - min(batch, 64) / 540.0 + 3.3 / outs
-        if past_l2:
-            dots += 0.05
-        packed = 0.73 + 5.5 * lanes / in_features + 9.1 / batch + 6.1 / outs + 0.87 * waste(outs, lanes)
-        turned = 0.95 + 5.7 * lanes / in_features + 24.8 / outs + 4.9 / batch + 1.3 * waste(batch, lanes)
-        if past_l2 and batch > 4 * lanes:
-            turned += 0.4   # W passes once for each panel of x; fitted by hand, because it matters most at large sizes
-    if dots <= packed and dots <= turned:
-        return DOTS
-    return PACKED_W if packed <= turned else TURNED
+    return PACKED_W if (0.012 + 0.58 * lanes / in_features
+                        > 1. / batch + 0.13 * (pieces(outs, wide) * wide - outs) / outs) else DOTS
 
 
 cdef void forward_block(Way way, const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
@@ -399,12 +309,8 @@ cdef void forward_block(Way way, const real* x, const real* weight, const real* 
         forward_dots(x, weight, bias, out, batch, in_features, outs, row, out_row, far)
     elif way == NARROW_W:
         forward_narrow(x, weight, bias, out, batch, in_features, outs, out_row)
-    elif way == PACKED_W:
-        product(FORWARD, <real> 1, x, row, 1, <real> 1, weight, row, 1, out, out_row, False, batch, outs, in_features,
-                bias, False, scratch)
     else:
-        product(FORWARD, <real> 1, weight, row, 1, <real> 1, x, row, 1, out, out_row, True, outs, batch, in_features,
-                bias, far, scratch)
+        forward_packed(x, weight, bias, out, batch, in_features, outs, row, out_row, scratch)
 
 
 cdef void forward_long(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
@@ -422,7 +328,7 @@ cdef void forward_long(const real* x, const real* weight, const real* bias, real
             k0 = 0
             while k0 < in_features:
                 k = min(long_block, in_features - k0)
-                forward_block(cheapest_way(rows, k, some, False, x), x + b0 * row + k0, weight + o0 * row + k0,
+                forward_block(cheapest_way(rows, k, some, row, x), x + b0 * row + k0, weight + o0 * row + k0,
                               <const real*> NULL, waiting if k0 else out + b0 * out_row + o0, rows, k, some, row,
                               LONG_OUTS if k0 else out_row, far, scratch)
                 for b in range(rows if k0 else 0):
@@ -453,7 +359,7 @@ cdef void forward_part(const real* x, const real* weight, const real* bias, real
             for o in range(outs):
                 out[b * out_features + o] = 0 + bias[o] if bias != NULL else 0
     elif in_features <= LONG_BLOCKS * (K_BLOCK_BYTES // <Py_ssize_t> sizeof(real)):
-        forward_block(cheapest_way(batch, in_features, outs, True, x), x, weight, bias, out, batch, in_features, outs,
+        forward_block(cheapest_way(batch, in_features, outs, in_features, x), x, weight, bias, out, batch, in_features, outs,
                       in_features, out_features, far, scratch)
     else:
         forward_long(x, weight, bias, out, batch, in_features, outs, in_features, out_features, far, scratch)
@@ -484,6 +390,21 @@ cdef void forward_loops(const real* x, const real* weight, const real* bias, rea
 
 # ---- grad_weight
 
+cdef void grad_weight_turned(const real* x, const real* grad_output, real scale, real* out, Py_ssize_t batch,
+                             Py_ssize_t outs, Py_ssize_t in_features, Py_ssize_t out_features,
+                             char* scratch) noexcept nogil:
+    """Few columns and many rows of x: the lanes run along the outputs, in a transposed copy of some rows of out."""
+    cdef real* turned = <real*> (scratch + WAITING_AT)
+    cdef Py_ssize_t most = LONG_ROWS * LONG_OUTS // in_features, o = 0, some
+    while o < outs:
+        some = min(most, outs - o)
+        pack(<int> some, in_features, <const real*> out + o * in_features, in_features, <int> some, turned)
+        product(True, <real> 1, x, 1, in_features, scale, grad_output + o, out_features, turned, some, in_features, some,
+                batch, scratch)
+        pack(<int> in_features, some, <const real*> turned, some, <int> in_features, out + o * in_features)
+        o += most
+
+
 cdef void grad_weight_part(const real* x, const real* grad_output, real scale, real* out, Py_ssize_t batch,
                            Py_ssize_t o_begin, Py_ssize_t o_end, Py_ssize_t i_begin, Py_ssize_t i_end,
                            Py_ssize_t in_features, Py_ssize_t out_features, char* scratch) noexcept nogil:
@@ -496,8 +417,7 @@ cdef void grad_weight_part(const real* x, const real* grad_output, real scale, r
     out += o_begin * in_features + i_begin
     if in_features == 1:
         # One column, which is as contiguous as a row.
-        product(RUNNING, <real> 1, x, 1, 1, scale, grad_output, 1, out_features, out, outs, False, 1, outs, batch,
-                <const real*> NULL, False, scratch)
+        product(True, <real> 1, x, 1, 1, scale, grad_output, out_features, out, outs, 1, outs, batch, scratch)
     elif scale == 1 and outs * ins * batch < WORTH_A_COPY:
         high = even_piece(outs, MOST_ROWS)
         o = 0
@@ -505,13 +425,11 @@ cdef void grad_weight_part(const real* x, const real* grad_output, real scale, r
             axpy(<int> min(high, outs - o), ins, batch, grad_output + o, 1, out_features, x, in_features,
                  out + o * in_features, in_features, 0, AXPY_CONTINUE)
             o += high
-    elif ins * size < THIN_BYTES and outs > ins and batch > TURNED_BATCH * ins * size:
-        # Lanes run along the outputs.
-        product(RUNNING, <real> 1, x, 1, in_features, scale, grad_output, 1, out_features, out, in_features, True, ins,
-                outs, batch, <const real*> NULL, False, scratch)
+    elif ins == in_features and ins * size < THIN_BYTES and outs > ins and batch > TURNED_BATCH * ins * size:
+        grad_weight_turned(x, grad_output, scale, out, batch, outs, in_features, out_features, scratch)
     else:
-        product(RUNNING, scale, grad_output, 1, out_features, <real> 1, x, 1, in_features, out, in_features, False,
-                outs, ins, batch, <const real*> NULL, False, scratch)
+        product(True, scale, grad_output, 1, out_features, <real> 1, x, in_features, out, in_features, outs, ins, batch,
+                scratch)
 
 
 cdef void grad_weight_share(const real* x, const real* grad_output, real scale, real* out, Py_ssize_t batch,
@@ -633,8 +551,8 @@ cdef void grad_input_part(const real* grad_output, const real* weight, real* out
             stream(<const real*> NULL, grad_output, <real> 0, <real*> weight, out, batch, i_begin, i_end, in_features,
                    out_features, scratch)
     else:
-        product(FRESH, <real> 1, grad_output, out_features, 1, <real> 1, weight + i_begin, 1, in_features,
-                out + i_begin, in_features, False, batch, ins, out_features, <const real*> NULL, False, scratch)
+        product(False, <real> 1, grad_output, out_features, 1, <real> 1, weight + i_begin, in_features, out + i_begin,
+                in_features, batch, ins, out_features, scratch)
 
 
 cdef void few_chains(const real* grad_output, const real* weight, real* out, Py_ssize_t batch, Py_ssize_t ins,
@@ -761,9 +679,9 @@ def forward(const real[:, ::1] x, const real[:, ::1] weight, const real[::1] bia
 
 
 def forward_by(str way, const real[:, ::1] x, const real[:, ::1] weight, real[:, ::1] out):
-    """forward without bias by one of the ways "dots", "narrow", "packed", "turned", for bench/fit.py and the tests."""
+    """forward without bias by one of the ways "dots", "narrow" and "packed", for bench/fit.py and the tests."""
     cdef char* scratch = check_threads(1, -1)
-    cdef Way by = <Way> <int> ["dots", "narrow", "packed", "turned"].index(way)
+    cdef Way by = <Way> <int> ["dots", "narrow", "packed"].index(way)
     cdef Py_ssize_t most = NARROW if by == NARROW_W else LONG_BLOCKS * (K_BLOCK_BYTES // <Py_ssize_t> sizeof(real))
     check_length("x's axis 1", x.shape[1], weight.shape[1])
     check_length("out's axis 0", out.shape[0], x.shape[0])

@@ -47,30 +47,23 @@
    storing those sums and adding them up: 7 additions and 4 stores for k multiply-adds. With 16 lanes it was twice that, and a
    dot_tile on AVX2 walked along k twice: forward at random layers took 1.05 to 1.4 times as long. Learning row by row, one
    chain of additions, was faster with them: a tenth with 64 features and a half with 784, if the rows are in the cache. */
-enum { MOST_ROWS = 6, MOST_COLS = 8, NARROW = 40, FAR_STEPS = 64, PANELS = 4 };
+enum { MOST_ROWS = 6, MOST_COLS = 8, NARROW = 16, FAR_STEPS = 64, PANELS = 4, PANEL_VECTORS = 2 };
 #if VECTOR_REGISTERS == 32
-enum { DOT_ROWS = 6, UPDATE_ROWS = 6, LANES_ROWS = 6, LANES_AT_ONCE = 4 / PARTS };
+enum { DOT_ROWS = 6, UPDATE_ROWS = 6, LANES_ROWS = 6 };
 static const int DOT_COLS[MOST_ROWS + 1] = {0, 8, 8, 8, 6, 5, 4};
 static const int AXPY_COLS[MOST_ROWS + 1] = {0, 8, 8, 6, 5, 4, 4};
 #else
-enum { DOT_ROWS = 4, UPDATE_ROWS = 4, LANES_ROWS = 3, LANES_AT_ONCE = PARTS == 2 ? 2 : 1 };
-static const int DOT_COLS[MOST_ROWS + 1] = {0, 8, 6, 4, 3, 0, 0};
+enum { DOT_ROWS = 3, UPDATE_ROWS = 4, LANES_ROWS = 4 };
+static const int DOT_COLS[MOST_ROWS + 1] = {0, 8, 6, 4, 0, 0, 0};
 static const int AXPY_COLS[MOST_ROWS + 1] = {0, 8, 4, 3, 3, 2, 2};
 #endif
 #define EACH_COLS(T, r) T(r, 1) T(r, 2) T(r, 3) T(r, 4) T(r, 5) T(r, 6) T(r, 7) T(r, 8)
 #define EACH_SHAPE(T) EACH_COLS(T, 1) EACH_COLS(T, 2) EACH_COLS(T, 3) EACH_COLS(T, 4) EACH_COLS(T, 5) EACH_COLS(T, 6)
 #define EACH_ROWS(T) T(1) T(2) T(3) T(4) T(5) T(6)
-#if PARTS == 1
-#define EACH_PART(T, r) T(r, 1)
-#elif PARTS == 2
 #define EACH_PART(T, r) T(r, 1) T(r, 2)
-#else
-#define EACH_PART(T, r) T(r, 1) T(r, 2) T(r, 3) T(r, 4)
-#endif
 #define EACH_ROWS_AND_PARTS(T) EACH_PART(T, 1) EACH_PART(T, 2) EACH_PART(T, 3) EACH_PART(T, 4) EACH_PART(T, 5) EACH_PART(T, 6)
-#define EACH_DIGIT(T) T(1) T(2) T(3) T(4) T(5) T(6) T(7) T(8) T(9)
-#define TEN(T, n) T(n##0) T(n##1) T(n##2) T(n##3) T(n##4) T(n##5) T(n##6) T(n##7) T(n##8) T(n##9)
-#define EACH_NARROW(T) EACH_DIGIT(T) TEN(T, 1) TEN(T, 2) TEN(T, 3) T(40)
+
+#define EACH_NARROW(T) EACH_COLS(T, k) T(k, 9) T(k, 10) T(k, 11) T(k, 12) T(k, 13) T(k, 14) T(k, 15) T(k, 16)
 
 /* What a tile of grad_input or grad_weight does with its output: continue the chain that is there, start a chain and
    overwrite, or start a chain and add it to what is there. */
@@ -110,19 +103,20 @@ ENDING(double, f64_lanes)
 
 /* What the loops call: the function for the dtype of the first operand. */
 #define dot(rows, cols, x, ...) BY_DTYPE(x, dot)(rows, cols, x, __VA_ARGS__)
-#define lanes(rows, cols, a, ...) BY_DTYPE(a, lanes)(rows, cols, a, __VA_ARGS__)
-#define narrow(k, outs, rows, x, ...) BY_DTYPE(x, narrow)(k, outs, rows, x, __VA_ARGS__)
+#define lanes(rows, cols, x, ...) BY_DTYPE(x, lanes)(rows, cols, x, __VA_ARGS__)
 #define axpy(rows, width, steps, a, ...) BY_DTYPE(a, axpy)(rows, width, steps, a, __VA_ARGS__)
 #define chains(n, width, steps, a, ...) BY_DTYPE(a, chains)(n, width, steps, a, __VA_ARGS__)
 #define update_rows(rows, width, x, ...) BY_DTYPE(x, update)(rows, width, x, __VA_ARGS__)
+#define narrow(k, outs, rows, x, ...) BY_DTYPE(x, narrow)(k, outs, rows, x, __VA_ARGS__)
 #define pack(rows, k, from, ...) BY_DTYPE(from, pack)(rows, k, from, __VA_ARGS__)
 #define pack_lanes(rows, k, from, ...) BY_DTYPE(from, pack_lanes)(rows, k, from, __VA_ARGS__)
 #define copy_scaled(steps, width, high, a, ...) BY_DTYPE(a, copy_scaled)(steps, width, high, a, __VA_ARGS__)
-#define turn(rows, cols, sums, ...) BY_DTYPE(sums, turn)(rows, cols, sums, __VA_ARGS__)
 
 #else
 
-#define GROUPS (LANES / LANES_AT_ONCE)
+/* The elements side by side in a panel for lanes_tile, and how often the lanes of a sum meet. */
+#define PANEL (PANEL_VECTORS * WIDTH)
+#define LEVELS (sizeof(REAL) == 4 ? 3 : 2)
 
 /* ---- forward */
 
@@ -176,14 +170,14 @@ INLINE void NAME(dot_tile)(const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdif
     }
 }
 
-/* A square of WIDTH rows and columns, transposed: vector c of the result is element c of every row. */
-INLINE void NAME(transpose)(const REAL *const rows[WIDTH], VEC columns[WIDTH]) {
+/* Elements k, k + 1, ... of WIDTH rows, transposed: vector c of the result is element k + c of every row. */
+INLINE void NAME(transpose)(const REAL *const rows[WIDTH], ptrdiff_t k, VEC columns[WIDTH]) {
     enum { SIDE = 16 / sizeof(REAL) };
     UNROLL for (int begin = 0; begin < WIDTH; begin += SIDE) {
         VEC v[2][SIDE];
         const REAL *at[WIDTH];
         int now = 0;
-        UNROLL16 for (int r = 0; r < WIDTH; r++) at[r] = rows[r] + begin;
+        UNROLL16 for (int r = 0; r < WIDTH; r++) at[r] = rows[r] + k + begin;
         UNROLL for (int r = 0; r < SIDE; r++) v[0][r] = NAME(pieces)(at + r);
         UNROLL for (int side = SIDE; side > 1; side /= 2, now = !now)
             UNROLL for (int r = 0; r < SIDE; r++)
@@ -205,56 +199,45 @@ static NOINLINE void NAME(transpose_some)(const REAL *from, ptrdiff_t row, int c
             rows[r] = edge + r * WIDTH;
         }
     }
-    NAME(transpose)(rows, columns);
+    NAME(transpose)(rows, 0, columns);
 }
 
-/* Packs the first `rows` rows, elements k < n, of `from` in a panel of `height`: element k = s * LANES + l of row r goes to
-   at[l][s * step + r]. The last row stands for those past it. A row
-   that is shorter than a vector is stored as one, and the next row overwrites what is too much: up to a vector of that is
-   left after the last. */
-INLINE void NAME(pack_panel)(int rows, ptrdiff_t n, const REAL *from, ptrdiff_t row, REAL *const at[LANES], ptrdiff_t step,
-                             const int height) {
-    enum { SQUARE = LANES > WIDTH ? LANES : WIDTH }; /* elements of k in a round: whole steps, whole vectors */
-    ptrdiff_t k = 0, s = 0;
-    VEC columns[WIDTH];
-#define PLACE(l) (at[(l) % LANES] + s + (l) / LANES * step + r)
-#define EACH_PIECE(r) \
-    for (int r = 0; r < height; r += WIDTH) for (int first = r < rows ? r : rows - 1, once = 1; once; once = 0)
-    for (; k + SQUARE <= n; k += SQUARE, s += SQUARE / LANES * step)
-        EACH_PIECE(r) for (int l = 0; l < SQUARE; l += WIDTH) {
-            const REAL *here[WIDTH];
-            UNROLL16 for (int j = 0; j < WIDTH; j++) here[j] = from + (first + j < rows ? first + j : rows - 1) * row + k + l;
-            NAME(transpose)(here, columns);
-            if (r == 0) UNROLL16 for (int j = 0; j < WIDTH; j++) NAME(store)(PLACE(l + j), columns[j]);
-            else UNROLL16 for (int j = 0; j < WIDTH; j++) NAME(put)(PLACE(l + j), columns[j], NAME(part_of)(height, r));
+/* Packs the first `rows` rows, elements k < n, of `from` in a panel of `height`: element k of row r goes to
+   to[k % LANES * lane + k / LANES * step + r]. The last row stands for those past it. */
+INLINE void NAME(pack_panel)(int rows, ptrdiff_t n, const REAL *from, ptrdiff_t row, REAL *to, ptrdiff_t lane,
+                             ptrdiff_t step, const int height) {
+    const int over = height < WIDTH ? (WIDTH - 1) / height : 0;
+#define PLACE(k) (to + (size_t)(k) % LANES * lane + (size_t)(k) / LANES * step + r)
+    for (int r = 0; r < height; r += WIDTH) {
+        const int count = NAME(part_of)(height, r), first = r < rows ? r : rows - 1;
+        const REAL *at[WIDTH];
+        VEC columns[WIDTH];
+        ptrdiff_t k = 0;
+        UNROLL16 for (int j = 0; j < WIDTH; j++) at[j] = from + (first + j < rows ? first + j : rows - 1) * row;
+        /* A column shorter than a vector is stored as one, and the next one overwrites what is too much. */
+        if (count == WIDTH || r == 0)
+            for (; k + WIDTH + over <= n; k += WIDTH) {
+                NAME(transpose)(at, k, columns);
+                UNROLL16 for (int j = 0; j < WIDTH; j++) NAME(store)(PLACE(k + j), columns[j]);
+            }
+        for (; k < n; k += WIDTH) {
+            const int wide = n < WIDTH ? (int)n : WIDTH;
+            if (n < WIDTH) NAME(transpose_some)(at[0], row, rows - first, wide, columns);
+            else NAME(transpose)(at, k = k + WIDTH <= n ? k : n - WIDTH, columns); /* some of them once more */
+            for (int j = 0; j < wide; j++) NAME(put)(PLACE(k + j), columns[j], count);
         }
-    for (int l = 0; k + l < n; l += WIDTH) EACH_PIECE(r) {
-        const int wide = NAME(part_of)(n, k + l);
-        NAME(transpose_some)(from + first * row + k + l, row, rows - first, wide, columns);
-        for (int j = 0; j < wide; j++) NAME(put)(PLACE(l + j), columns[j], NAME(part_of)(height, r));
     }
-#undef EACH_PIECE
 #undef PLACE
 }
-/* For lanes_tile: in each lane one step after another. AT_ONCE lanes, GROUPS apart, make a group, in which their elements
-   of one step lie together; one group begins group_stride after another. */
-INLINE ptrdiff_t NAME(group_stride)(ptrdiff_t n, int height, int at_once) {
-    /* Groups that begin a multiple of 4 KiB apart would share a set of L1: a line between them takes forward at 1024x1024
-       from 0.54 to 0.74 of the peak on AVX2. */
-    return (n + LANES - 1) / LANES * at_once * height + LINE;
-}
-static void NAME(pack_lanes)(int rows, ptrdiff_t n, const REAL *from, ptrdiff_t row, int height, int at_once, REAL *to) {
-    REAL *at[LANES];
-    const int groups = LANES / at_once;
-    for (int l = 0; l < LANES; l++) at[l] = to + l % groups * NAME(group_stride)(n, height, at_once) + l / groups * height;
-    if (height == LINE) NAME(pack_panel)(rows, n, from, row, at, at_once * height, LINE);
-    else NAME(pack_panel)(rows, n, from, row, at, at_once * height, height);
+/* For lanes_tile: PANEL rows side by side, the steps of a lane one after another, and lanes lane_stride apart: with a line
+   between them, because lanes that begin a multiple of 4 KiB apart would share a set of L1. */
+INLINE ptrdiff_t NAME(lane_stride)(ptrdiff_t n) { return ((size_t)n + LANES - 1) / LANES * PANEL + LINE; }
+static void NAME(pack_lanes)(int rows, ptrdiff_t n, const REAL *from, ptrdiff_t row, REAL *to) {
+    NAME(pack_panel)(rows, n, from, row, to, NAME(lane_stride)(n), PANEL, PANEL);
 }
 /* For axpy_tile: to[k][r] = from[r][k]. */
 static void NAME(pack)(int rows, ptrdiff_t n, const REAL *from, ptrdiff_t row, int height, REAL *to) {
-    REAL *at[LANES];
-    for (int l = 0; l < LANES; l++) at[l] = to + l * height;
-    NAME(pack_panel)(rows, n, from, row, at, LANES * height, height);
+    NAME(pack_panel)(rows, n, from, row, to, height, LANES * height, height);
 }
 /* The same of rows that lie the other way, in panels of `high` elements of each, the last of which has what is left: to[s][r]
    = scale a[s][r], r < high, and one panel behind another. Some panels go together, because a line of `a` has elements of
@@ -293,69 +276,49 @@ static void NAME(copy_scaled)(ptrdiff_t steps, ptrdiff_t width, int high, const 
     }
 }
 
-/* y[c][r] = sums[r][c], as an ending says; a row of sums has LINE elements. */
-static void NAME(turn)(int rows, int cols, const REAL *sums, const struct ending *end) {
-    for (int r = 0; r < rows; r += WIDTH)
-        for (int c = 0; c < cols; c += WIDTH) {
-            VEC columns[WIDTH];
-            const int count = rows - r < WIDTH ? rows - r : WIDTH;
-            NAME(transpose_some)(sums + r * LINE + c, LINE, count, WIDTH, columns);
-            UNROLL16 for (int j = 0; j < WIDTH; j++)
-                if (c + j < cols) NAME(finish)(end, c + j, r, columns[j], count);
-        }
-}
-
-/* a[r][k] is at a + r * a_row + k % LANES * a_lane + k / LANES * a_step: x as it is has a_lane 1 and a_step LANES. b is a
-   panel by pack_lanes, `parts` vectors of which count, the last with n elements. a goes on `ahead` elements from here, and
-   is fetched from there meanwhile unless that is 0: spread over the steps, because in one go before the tile it is slower
-   than not at all. */
-INLINE void NAME(lanes_tile)(const REAL *a, ptrdiff_t a_row, ptrdiff_t a_lane, ptrdiff_t a_step, const REAL *b, ptrdiff_t k,
-                             const struct ending *end, int n, ptrdiff_t ahead, const int rows, const int parts) {
-    VEC sums[GROUPS][MOST_ROWS][PARTS];
-    const ptrdiff_t whole = k / LANES, stride = NAME(group_stride)(k, LINE, LANES_AT_ONCE);
-    const int rest = (int)(k % LANES);
+/* w is a panel by pack_lanes, `parts` vectors of which count, the last with n elements. One lane after another, in the
+   order in which their sums meet: so few of them wait, and they meet in registers or close by. */
+INLINE void NAME(lanes_tile)(const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdiff_t k, const struct ending *end, int n,
+                             const int rows, const int parts) {
+    VEC waiting[LEVELS + 1][MOST_ROWS][PANEL_VECTORS]; /* sums of 1, 2, 4, ... lanes */
+    const ptrdiff_t whole = (size_t)k / LANES;
+    const int rest = (int)((size_t)k % LANES);
 
 #define EACH_SUM UNROLL for (int r = 0; r < rows; r++) UNROLL for (int p = 0; p < parts; p++)
     if (!end->first) UNROLL for (int r = 0; r < rows; r++) PREFETCH((REAL *)end->y + r * end->row);
-    for (int group = 0; group < GROUPS; group++) {
-        const REAL *as = a + group * a_lane, *bs = b + group * stride;
-        VEC acc[LANES_AT_ONCE][MOST_ROWS][PARTS];
-        UNROLL for (int l = 0; l < LANES_AT_ONCE; l++) EACH_SUM acc[l][r][p] = NAME(zero)();
-#define STEP(l) { \
-            const REAL *from = as + l * GROUPS * a_lane; \
-            VEC ws[PARTS]; \
-            UNROLL for (int p = 0; p < parts; p++) { \
-                ws[p] = NAME(load)(bs + l * LINE + p * WIDTH); \
-                HOLD(ws[p]); \
-            } \
-            UNROLL for (int r = 0; r < rows; r++) { \
-                VEC xs = NAME(splat)(from[r * a_row]); \
-                HOLD(xs); \
-                UNROLL for (int p = 0; p < parts; p++) acc[l][r][p] = NAME(fma)(xs, ws[p], acc[l][r][p]); \
-            } \
+    UNROLL for (int turn = 0; turn < LANES; turn++) {
+        const int lane = turn % 2 * (LANES / 2) + turn / 2 % 2 * (LANES / 4) + turn / 4;
+        int level = 0;
+        const REAL *xs = x + lane, *ws = w + lane * NAME(lane_stride)(k), *const stop = ws + (whole + (lane < rest)) * PANEL;
+        VEC acc[MOST_ROWS][PANEL_VECTORS];
+        EACH_SUM acc[r][p] = NAME(zero)();
+        for (; ws < stop; xs += LANES, ws += PANEL) {
+            VEC wp[PANEL_VECTORS];
+            UNROLL for (int p = 0; p < parts; p++) {
+                wp[p] = NAME(load)(ws + p * WIDTH);
+                HOLD(wp[p]);
+            }
+            UNROLL for (int r = 0; r < rows; r++) {
+                VEC xr = NAME(splat)(xs[r * x_row]);
+                HOLD(xr);
+                UNROLL for (int p = 0; p < parts; p++) acc[r][p] = NAME(fma)(xr, wp[p], acc[r][p]);
+            }
         }
-        for (ptrdiff_t s = 0; s < whole; s++) {
-            if (ahead) UNROLL for (int r = group; r < rows; r += GROUPS) PREFETCH_L2(a + r * a_row + s * LANES + ahead);
-            UNROLL for (int l = 0; l < LANES_AT_ONCE; l++) STEP(l)
-            as += a_step;
-            bs += LANES_AT_ONCE * LINE;
-        }
-        UNROLL for (int l = 0; l < LANES_AT_ONCE; l++)
-            if (group + l * GROUPS < rest) STEP(l)
-#undef STEP
-        for (int h = LANES_AT_ONCE / 2; h; h /= 2)
-            for (int l = 0; l < h; l++) EACH_SUM acc[l][r][p] = NAME(add)(acc[l][r][p], acc[l + h][r][p]);
-        EACH_SUM sums[group][r][p] = acc[0][r][p];
+        for (; turn >> level & 1; level++) EACH_SUM acc[r][p] = NAME(add)(waiting[level][r][p], acc[r][p]);
+        EACH_SUM waiting[level][r][p] = acc[r][p];
     }
-    EACH_SUM {
-        VEC sum[GROUPS];
-        UNROLL16 for (int g = 0; g < GROUPS; g++) sum[g] = sums[g][r][p];
-        UNROLL for (int h = GROUPS / 2; h; h /= 2)
-            UNROLL for (int g = 0; g < h; g++) sum[g] = NAME(add)(sum[g], sum[g + h]);
-        /* The 0s of lanes that ended before the others: no more than a sum of -0 notices, so that one stands for all. */
-        if (rest) sum[0] = NAME(add)(sum[0], NAME(zero)());
-        NAME(finish)(end, r, p * WIDTH, sum[0], p == parts - 1 ? n : WIDTH);
+#define SUM waiting[LEVELS][r][p]
+#define COUNT (p == parts - 1 ? n : WIDTH)
+    /* The 0s of lanes that ended before the others: no more than a sum of -0 notices, so that one stands for all. */
+    if (rest) EACH_SUM SUM = NAME(add)(SUM, NAME(zero)());
+    if (!end->first) EACH_SUM SUM = NAME(add)(NAME(get)((REAL *)end->y + r * end->row + p * WIDTH, COUNT), SUM);
+    if (end->bias) UNROLL for (int p = 0; p < parts; p++) {
+        const VEC bias = NAME(get)((const REAL *)end->bias + p * WIDTH, COUNT);
+        UNROLL for (int r = 0; r < rows; r++) SUM = NAME(add)(SUM, bias);
     }
+    EACH_SUM NAME(put)((REAL *)end->y + r * end->row + p * WIDTH, SUM, COUNT);
+#undef COUNT
+#undef SUM
 #undef EACH_SUM
 }
 
@@ -378,7 +341,7 @@ INLINE void NAME(narrow_tile)(ptrdiff_t rows, const REAL *x, const REAL *w, cons
                 UNROLL for (int s = l + LANES; s < k; s += LANES) lane[l] = NAME(fma)(NAME(splat)(x[b * k + s]), columns[s], lane[l]);
             }
             UNROLL16 for (int n = LANES / 2; n; n /= 2)
-                UNROLL16 for (int l = 0; l < n && l + n < k; l++) lane[l] = NAME(add)(lane[l], lane[l + n]);
+                UNROLL16 for (int l = 0; l < (k - n < n ? k - n : n); l++) lane[l] = NAME(add)(lane[l], lane[l + n]);
             if (padded) lane[0] = NAME(add)(lane[0], NAME(zero)());
             NAME(finish)(end, b, part * WIDTH, lane[0], count);
         }
@@ -484,30 +447,26 @@ INLINE void NAME(dot)(int rows, int cols, DOT_ARGUMENTS) {
     NAME(dot_table)[rows][cols](x, x_row, w, w_row, k, end, ahead);
 }
 
-#define LANES_ARGUMENTS const REAL *a, ptrdiff_t a_row, ptrdiff_t a_lane, ptrdiff_t a_step, const REAL *b, ptrdiff_t k, \
-    const struct ending *end, ptrdiff_t ahead
+#define LANES_ARGUMENTS const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdiff_t k, const struct ending *end
 #define DEFINE(r, c) static void NAME(lanes_##r##x##c)(int n, LANES_ARGUMENTS) { \
-    if (r <= LANES_ROWS) { \
-        if (ahead) NAME(lanes_tile)(a, a_row, a_lane, a_step, b, k, end, n, ahead, r, c); \
-        else NAME(lanes_tile)(a, a_row, a_lane, a_step, b, k, end, n, 0, r, c); \
-    } \
+    if (r <= LANES_ROWS) NAME(lanes_tile)(x, x_row, w, k, end, n, r, c); \
 }
 #define SHAPE(r, c) lanes_##r##x##c
 EACH_ROWS_AND_PARTS(DEFINE)
-static void (*const NAME(lanes_table)[MOST_ROWS + 1][PARTS + 1])(int, LANES_ARGUMENTS) = {EACH_ROWS_AND_PARTS(ENTRY)};
+static void (*const NAME(lanes_table)[MOST_ROWS + 1][PANEL_VECTORS + 1])(int, LANES_ARGUMENTS) = {EACH_ROWS_AND_PARTS(ENTRY)};
 #undef DEFINE
 #undef SHAPE
-/* A tile of `rows` by `cols` sums, LINE at most. */
+/* A tile of `rows` by `cols` sums, a panel at most. */
 INLINE void NAME(lanes)(int rows, int cols, LANES_ARGUMENTS) {
     const int parts = (cols + WIDTH - 1) / WIDTH;
-    NAME(lanes_table)[rows][parts](cols - (parts - 1) * WIDTH, a, a_row, a_lane, a_step, b, k, end, ahead);
+    NAME(lanes_table)[rows][parts](cols - (parts - 1) * WIDTH, x, x_row, w, k, end);
 }
 
 #define NARROW_ARGUMENTS ptrdiff_t rows, const REAL *x, const REAL *w, const struct ending *end
-#define DEFINE(k) static void NAME(narrow_##k)(int outs, NARROW_ARGUMENTS) { NAME(narrow_tile)(rows, x, w, end, outs, k); }
+#define DEFINE(_, k) static void NAME(narrow_##k)(int outs, NARROW_ARGUMENTS) { NAME(narrow_tile)(rows, x, w, end, outs, k); }
 EACH_NARROW(DEFINE)
 #undef DEFINE
-#define ENTRY_OF_K(k) [k] = NAME(narrow_##k),
+#define ENTRY_OF_K(_, k) [k] = NAME(narrow_##k),
 static void (*const NAME(narrow_table)[NARROW + 1])(int, NARROW_ARGUMENTS) = {EACH_NARROW(ENTRY_OF_K)};
 #undef ENTRY_OF_K
 INLINE void NAME(narrow)(ptrdiff_t k, int outs, NARROW_ARGUMENTS) { NAME(narrow_table)[k](outs, rows, x, w, end); }
@@ -571,6 +530,7 @@ INLINE void NAME(update)(int rows, UPDATE_ARGUMENTS) {
 #undef NARROW_ARGUMENTS
 #undef AXPY_ARGUMENTS
 #undef UPDATE_ARGUMENTS
-#undef GROUPS
+#undef PANEL
+#undef LEVELS
 
 #endif

@@ -353,12 +353,12 @@ def test_impossible_numbers_of_threads(compiled, threads):
             getattr(compiled, kernel)(*arguments, threads=threads)
 
 
-@pytest.mark.parametrize("way", ["dots", "narrow", "packed", "turned"])
+@pytest.mark.parametrize("way", ["dots", "narrow", "packed"])
 def test_each_way_through_forward_gives_the_same_bits(compiled_isa, dtype, way):
     """Whichever forward picks for a shape is a question of speed alone: sizes that it would give to another, too."""
     kernels = _dispatch.load(compiled_isa)
     rng = np.random.default_rng(7)
-    most = 40 if way == "narrow" else 2 * 4096 // np.dtype(dtype).itemsize
+    most = 16 if way == "narrow" else 2 * 4096 // np.dtype(dtype).itemsize
     for _ in range(60):
         batch, outs = (int(np.exp(rng.uniform(0, np.log(70)))) for _ in range(2))
         features = int(np.exp(rng.uniform(0, np.log(most + 1))))
