@@ -350,16 +350,17 @@ INLINE void NAME(narrow_tile)(ptrdiff_t rows, const REAL *x, const REAL *w, cons
 
 /* ---- grad_input and grad_weight */
 
-/* a[r][s] is a[r * a_row + s * a_step]; v and y are `cols` vectors wide, the last with `tail` elements (0: full). */
+/* a[r][s] is a[r * a_row + s * a_step]; v and y are `cols` vectors wide, the last of which begins early enough to be whole: its
+   first elements are computed twice. If it is the only one, `tail` of its elements are there. 0: all of the last are new. */
 INLINE void NAME(axpy_tile)(ptrdiff_t steps, const REAL *a, ptrdiff_t a_row, ptrdiff_t a_step,
                             const REAL *v, ptrdiff_t v_row, REAL *y, ptrdiff_t y_row, ptrdiff_t next,
                             enum axpy_mode mode, int tail, const int rows, const int cols) {
     VEC acc[MOST_ROWS][MOST_COLS];
-#define COUNT(c) (tail && (c) == cols - 1 ? tail : WIDTH)
+    const int count = cols == 1 && tail ? tail : WIDTH;
+#define AT(c) ((c) * WIDTH - (cols > 1 && tail && (c) == cols - 1 ? WIDTH - tail : 0))
+#define EACH_SUM UNROLL for (int r = 0; r < rows; r++) UNROLL for (int c = 0; c < cols; c++)
 
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int c = 0; c < cols; c++)
-            acc[r][c] = mode == AXPY_CONTINUE ? NAME(get)(y + r * y_row + c * WIDTH, COUNT(c)) : NAME(zero)();
+    EACH_SUM acc[r][c] = mode == AXPY_CONTINUE ? NAME(get)(y + r * y_row + AT(c), count) : NAME(zero)();
     /* The next tile's y, `next` elements from here, comes from afar while this one is busy. With few steps there is no
        time for that. */
     if (steps >= FAR_STEPS)
@@ -368,7 +369,7 @@ INLINE void NAME(axpy_tile)(ptrdiff_t steps, const REAL *a, ptrdiff_t a_row, ptr
     for (ptrdiff_t s = 0; s < steps; s++) {
         VEC vs[MOST_COLS];
         UNROLL for (int c = 0; c < cols; c++) {
-            vs[c] = NAME(get)(v + s * v_row + c * WIDTH, COUNT(c));
+            vs[c] = NAME(get)(v + s * v_row + AT(c), count);
             if (rows > 1) HOLD(vs[c]); /* one row uses it once, and has no register for it where there are 16 */
         }
         UNROLL for (int r = 0; r < rows; r++) {
@@ -376,12 +377,10 @@ INLINE void NAME(axpy_tile)(ptrdiff_t steps, const REAL *a, ptrdiff_t a_row, ptr
             UNROLL for (int c = 0; c < cols; c++) acc[r][c] = NAME(fma)(ar, vs[c], acc[r][c]);
         }
     }
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int c = 0; c < cols; c++) {
-            REAL *p = y + r * y_row + c * WIDTH;
-            NAME(put)(p, mode == AXPY_ADD ? NAME(add)(NAME(get)(p, COUNT(c)), acc[r][c]) : acc[r][c], COUNT(c));
-        }
-#undef COUNT
+    if (mode == AXPY_ADD) EACH_SUM acc[r][c] = NAME(add)(NAME(get)(y + r * y_row + AT(c), count), acc[r][c]);
+    EACH_SUM NAME(put)(y + r * y_row + AT(c), acc[r][c], count);
+#undef EACH_SUM
+#undef AT
 }
 
 /* One row of y, a vector wide at most: the chains of n blocks of `steps` rows of v, side by side because one alone waits
@@ -483,14 +482,17 @@ EACH_SHAPE(DEFINE)
 static void (*const NAME(axpy_last)[MOST_ROWS + 1][MOST_COLS + 1])(int, AXPY_ARGUMENTS) = {EACH_SHAPE(ENTRY)};
 #undef DEFINE
 #undef SHAPE
-/* A row of tiles: the whole ones in a loop, because with few steps the price of a call shows; then what is left. */
+/* A row of tiles: the whole ones in a loop, because with few steps the price of a call shows; then what is left, in two if
+   the second would be less than a vector. */
 #define DEFINE(r) static void NAME(axpy_##r)(ptrdiff_t width, AXPY_ARGUMENTS) { \
     const ptrdiff_t whole = AXPY_COLS[r] * WIDTH; \
-    for (; width >= whole; width -= whole, v += whole, y += whole) \
+    for (; width >= whole + WIDTH || width == whole; width -= whole, v += whole, y += whole) \
         NAME(axpy_tile)(steps, a, a_row, a_step, v, v_row, y, y_row, next, mode, 0, r, AXPY_COLS[r]); \
-    if (width) \
-        NAME(axpy_last)[r][(width + WIDTH - 1) / WIDTH]((int)(width % WIDTH), steps, a, a_row, a_step, v, v_row, y, y_row, \
-                                                        next, mode); \
+    while (width) { \
+        const ptrdiff_t cols = (width + WIDTH - 1) / WIDTH, now = width > whole ? cols / 2 * WIDTH : width; \
+        NAME(axpy_last)[r][(now + WIDTH - 1) / WIDTH]((int)(now % WIDTH), steps, a, a_row, a_step, v, v_row, y, y_row, next, mode); \
+        width -= now, v += now, y += now; \
+    } \
 }
 EACH_ROWS(DEFINE)
 #undef DEFINE
