@@ -56,6 +56,9 @@ cdef extern from "_tile.h" nogil:
     void axpy(int rows, Py_ssize_t width, Py_ssize_t steps, const void* a, Py_ssize_t a_row, Py_ssize_t a_step,
               const void* v, Py_ssize_t v_row, void* y, Py_ssize_t y_row, Py_ssize_t next, axpy_mode mode)
     void chains(int n, int width, Py_ssize_t steps, const void* a, const void* v, Py_ssize_t v_row, void* y, bint first)
+    void column(Py_ssize_t outs, Py_ssize_t steps, const void* x, const void* g, Py_ssize_t g_row, double scale, void* y)
+    void thin(int cols, Py_ssize_t outs, Py_ssize_t steps, const void* x, Py_ssize_t x_row, const void* g, Py_ssize_t g_row,
+              double scale, void* y, void* room)
     void update_rows(int rows, Py_ssize_t width, const void* x, const void* g, double scale, void* w, Py_ssize_t w_row,
                      void* y, bint first, Py_ssize_t ahead)
     void pack(int rows, Py_ssize_t k, const void* a, Py_ssize_t row, int height, void* to)
@@ -89,8 +92,9 @@ cdef enum:
     FOLDED_BYTES = 1024    # then, if rows are that long; 8 terms are slower
     PACKED_ROWS = 24       # product: from so many rows on the other operand is packed. For fewer, grad_input streams a
                            # W that comes from memory past them
-    THIN_BYTES = 64        # grad_weight: with fewer bytes of columns than that, and so many times more rows of x than
-    TURNED_BATCH = 4       # bytes, the lanes run along the outputs. For grad_input that pays at no batch
+    THIN_ROWS = 5          # grad_weight: up to so many rows of x a W narrower than a vector is taken as one line
+    THIN_BYTES = 64        # grad_weight: with fewer bytes of columns than that, and more rows of x than their cube
+    TURNED = 700           # divided by so much, the lanes run along the outputs. For grad_input that pays at no batch
     CHUNK_BYTES = 16384    # stream: columns of the output that stay in L1 while rows of W pass
     STREAMS = 8            # stream: rows of W that pass together
     FAR_BYTES = 1 << 24    # a W of that size comes from memory: prefetching the next rows into L2 gains a third there,
@@ -349,6 +353,13 @@ cdef void forward_part(const real* x, const real* weight, const real* bias, real
     cdef bint far = comes_from_memory(in_features, out_features, x)
     if batch == 0 or outs == 0:
         return
+    if out_features == 1 and batch > 1:
+        # The rows of x pass the only row of W as those of W do a vector, and the output is as contiguous.
+        forward_part(weight, x, <const real*> NULL, out, 0, 1, b_begin, b_end, in_features, b_end, scratch)
+        if bias != NULL:
+            for b in range(b_begin, b_end):
+                out[b] += bias[0]
+        return
     x += b_begin * in_features
     weight += o_begin * in_features
     out += b_begin * out_features + o_begin
@@ -408,7 +419,7 @@ cdef void grad_weight_turned(const real* x, const real* grad_output, real scale,
 cdef void grad_weight_part(const real* x, const real* grad_output, real scale, real* out, Py_ssize_t batch,
                            Py_ssize_t o_begin, Py_ssize_t o_end, Py_ssize_t i_begin, Py_ssize_t i_end,
                            Py_ssize_t in_features, Py_ssize_t out_features, char* scratch) noexcept nogil:
-    cdef Py_ssize_t outs = o_end - o_begin, ins = i_end - i_begin, size = sizeof(real), o
+    cdef Py_ssize_t outs = o_end - o_begin, ins = i_end - i_begin, size = sizeof(real), o, b
     cdef int high
     if outs == 0 or ins == 0 or batch == 0:
         return
@@ -416,8 +427,11 @@ cdef void grad_weight_part(const real* x, const real* grad_output, real scale, r
     grad_output += o_begin
     out += o_begin * in_features + i_begin
     if in_features == 1:
-        # One column, which is as contiguous as a row.
-        product(True, <real> 1, x, 1, 1, scale, grad_output, out_features, out, outs, 1, outs, batch, scratch)
+        # One column, which is as contiguous as a row: a few rows of grad_output pass it at once, as in stream.
+        b = 0
+        while b < batch:
+            column(outs, min(STREAMS, batch - b), x + b, grad_output + b * out_features, out_features, scale, out)
+            b += STREAMS
     elif scale == 1 and outs * ins * batch < WORTH_A_COPY:
         high = even_piece(outs, MOST_ROWS)
         o = 0
@@ -425,7 +439,9 @@ cdef void grad_weight_part(const real* x, const real* grad_output, real scale, r
             axpy(<int> min(high, outs - o), ins, batch, grad_output + o, 1, out_features, x, in_features,
                  out + o * in_features, in_features, 0, AXPY_CONTINUE)
             o += high
-    elif ins == in_features and ins * size < THIN_BYTES and outs > ins and batch > TURNED_BATCH * ins * size:
+    elif ins == in_features and ins * size < VECTOR_BYTES and ins <= MOST_COLS and batch <= THIN_ROWS:
+        thin(<int> ins, outs, batch, x, in_features, grad_output, out_features, scale, out, <real*> (scratch + A_AT))
+    elif ins == in_features and ins * size < THIN_BYTES and outs > ins and batch * TURNED > (ins * size) ** 3:
         grad_weight_turned(x, grad_output, scale, out, batch, outs, in_features, out_features, scratch)
     else:
         product(True, scale, grad_output, 1, out_features, <real> 1, x, in_features, out, in_features, outs, ins, batch,

@@ -47,7 +47,7 @@
    storing those sums and adding them up: 7 additions and 4 stores for k multiply-adds. With 16 lanes it was twice that, and a
    dot_tile on AVX2 walked along k twice: forward at random layers took 1.05 to 1.4 times as long. Learning row by row, one
    chain of additions, was faster with them: a tenth with 64 features and a half with 784, if the rows are in the cache. */
-enum { MOST_ROWS = 6, MOST_COLS = 8, NARROW = 16, FAR_STEPS = 64, PANELS = 4, PANEL_VECTORS = 2 };
+enum { MOST_ROWS = 6, MOST_COLS = 8, NARROW = 16, FAR_STEPS = 64, PANELS = 4, PANEL_VECTORS = 2, THIN_OUTS = 128 };
 #if VECTOR_REGISTERS == 32
 enum { DOT_ROWS = 6, UPDATE_ROWS = 6, LANES_ROWS = 6 };
 static const int DOT_COLS[MOST_ROWS + 1] = {0, 8, 8, 8, 6, 5, 4};
@@ -106,6 +106,8 @@ ENDING(double, f64_lanes)
 #define lanes(rows, cols, x, ...) BY_DTYPE(x, lanes)(rows, cols, x, __VA_ARGS__)
 #define axpy(rows, width, steps, a, ...) BY_DTYPE(a, axpy)(rows, width, steps, a, __VA_ARGS__)
 #define chains(n, width, steps, a, ...) BY_DTYPE(a, chains)(n, width, steps, a, __VA_ARGS__)
+#define column(outs, steps, x, ...) BY_DTYPE(x, column)(outs, steps, x, __VA_ARGS__)
+#define thin(cols, outs, steps, x, ...) BY_DTYPE(x, thin)(cols, outs, steps, x, __VA_ARGS__)
 #define update_rows(rows, width, x, ...) BY_DTYPE(x, update)(rows, width, x, __VA_ARGS__)
 #define narrow(k, outs, rows, x, ...) BY_DTYPE(x, narrow)(k, outs, rows, x, __VA_ARGS__)
 #define pack(rows, k, from, ...) BY_DTYPE(from, pack)(rows, k, from, __VA_ARGS__)
@@ -269,7 +271,9 @@ INLINE void NAME(copy_panels)(ptrdiff_t steps, ptrdiff_t width, const REAL *a, p
 }
 static void NAME(copy_scaled)(ptrdiff_t steps, ptrdiff_t width, int high, const REAL *a, ptrdiff_t a_step, REAL scale, REAL *to) {
     switch (high) {
-    case LINE: NAME(copy_panels)(steps, width, a, a_step, scale, to, LINE); break;
+    case 2 * WIDTH: NAME(copy_panels)(steps, width, a, a_step, scale, to, 2 * WIDTH); break;
+    case 4 * WIDTH: NAME(copy_panels)(steps, width, a, a_step, scale, to, 4 * WIDTH); break;
+    case 8 * WIDTH: NAME(copy_panels)(steps, width, a, a_step, scale, to, 8 * WIDTH); break;
     case MOST_ROWS: NAME(copy_panels)(steps, width, a, a_step, scale, to, MOST_ROWS); break;
     case MOST_ROWS - 1: NAME(copy_panels)(steps, width, a, a_step, scale, to, MOST_ROWS - 1); break;
     default: NAME(copy_panels)(steps, width, a, a_step, scale, to, high);
@@ -397,6 +401,49 @@ INLINE void NAME(chains_tile)(int width, ptrdiff_t steps, const REAL *a, const R
     NAME(put)(y, sum, width);
 }
 
+/* y[o] += sum over s of x[s] (scale g[s][o]): the only column of W. */
+static void NAME(column)(ptrdiff_t outs, ptrdiff_t steps, const REAL *x, const REAL *g, ptrdiff_t g_row, REAL scale, REAL *y) {
+    const VEC scales = NAME(splat)(scale);
+#define COLUMNS(cols, count) { \
+        VEC acc[cols]; \
+        UNROLL for (int c = 0; c < cols; c++) acc[c] = NAME(get)(y + o + c * WIDTH, count); \
+        for (ptrdiff_t s = 0; s < steps; s++) \
+            UNROLL for (int c = 0; c < cols; c++) \
+                acc[c] = NAME(fma)(NAME(splat)(x[s]), NAME(mul)(scales, NAME(get)(g + s * g_row + o + c * WIDTH, count)), acc[c]); \
+        UNROLL for (int c = 0; c < cols; c++) NAME(put)(y + o + c * WIDTH, acc[c], count); \
+    }
+    ptrdiff_t o = 0;
+    for (; o + MOST_COLS * WIDTH <= outs; o += MOST_COLS * WIDTH) COLUMNS(MOST_COLS, WIDTH)
+    for (; o < outs; o += WIDTH) COLUMNS(1, NAME(part_of)(outs, o))
+#undef COLUMNS
+}
+
+/* y[o * cols + i] += sum over s of scale g[s][o] x[s][i] for fewer columns than a vector has lanes: y is one line, along which
+   x repeats itself each `cols` vectors, and each of g comes `cols` times. `room` is for both: see the loop that calls this. */
+INLINE void NAME(thin_tile)(ptrdiff_t outs, ptrdiff_t steps, const REAL *x, ptrdiff_t x_row, const REAL *g, ptrdiff_t g_row,
+                            REAL scale, REAL *y, REAL *room, const int cols) {
+    const VEC scales = NAME(splat)(scale);
+    REAL *const repeated = room, *const spread = room + steps * cols * WIDTH;
+    for (ptrdiff_t s = 0; s < steps; s++)
+        for (int o = 0; o < WIDTH; o++)
+            for (int i = 0; i < cols; i++) repeated[(s * WIDTH + o) * cols + i] = x[s * x_row + i];
+    for (; outs > 0; outs -= THIN_OUTS, g += THIN_OUTS, y += THIN_OUTS * cols) {
+        const ptrdiff_t some = outs < THIN_OUTS ? outs : THIN_OUTS, length = some * cols, stride = THIN_OUTS * cols + WIDTH;
+        for (ptrdiff_t s = 0; s < steps; s++) /* each vector covers what the one before it has too much */
+            for (ptrdiff_t o = 0; o < some; o++)
+                NAME(store)(spread + s * stride + o * cols, NAME(mul)(scales, NAME(splat)(g[s * g_row + o])));
+        for (ptrdiff_t at = 0; at < length; at += cols * WIDTH) {
+            VEC acc[MOST_COLS];
+            UNROLL for (int j = 0; j < cols; j++) acc[j] = NAME(get)(y + at + j * WIDTH, NAME(part_of)(length - at, j * WIDTH));
+            for (ptrdiff_t s = 0; s < steps; s++)
+                UNROLL for (int j = 0; j < cols; j++)
+                    acc[j] = NAME(fma)(NAME(load)(spread + s * stride + at + j * WIDTH),
+                                       NAME(load)(repeated + (s * cols + j) * WIDTH), acc[j]);
+            UNROLL for (int j = 0; j < cols; j++) NAME(put)(y + at + j * WIDTH, acc[j], NAME(part_of)(length - at, j * WIDTH));
+        }
+    }
+}
+
 /* For one example, both of its axpys in one pass over `rows` rows of W: y[i] += sum over r of g[r] W[r][i], which
    begins at 0 if first, and, to write, W[r][i] += scale g[r] x[i]; `ahead` as for dot_tile. */
 INLINE void NAME(update_tile)(ptrdiff_t width, const REAL *x, const REAL *g, REAL scale, REAL *w, ptrdiff_t w_row,
@@ -507,6 +554,13 @@ INLINE void NAME(axpy)(int rows, ptrdiff_t width, AXPY_ARGUMENTS) {
 static void NAME(chains)(int n, int width, ptrdiff_t steps, const REAL *a, const REAL *v, ptrdiff_t v_row, REAL *y, int first) {
 #define CASE(_, j) case j: NAME(chains_tile)(width, steps, a, v, v_row, y, first, j); break;
     switch (n) { EACH_COLS(CASE, 0) }
+#undef CASE
+}
+
+static void NAME(thin)(int cols, ptrdiff_t outs, ptrdiff_t steps, const REAL *x, ptrdiff_t x_row, const REAL *g, ptrdiff_t g_row,
+                       REAL scale, REAL *y, REAL *room) {
+#define CASE(_, j) case j: if (j < WIDTH) NAME(thin_tile)(outs, steps, x, x_row, g, g_row, scale, y, room, j); break;
+    switch (cols) { EACH_COLS(CASE, 0) }
 #undef CASE
 }
 
