@@ -90,8 +90,9 @@ cdef enum:
     WORTH_A_COPY = 2048    # grad_weight: for fewer multiply-adds than that it costs more to decide than to do
     FOLDED = 3             # product: a sum of fewer terms than that goes row by row, because memory is one stream
     FOLDED_BYTES = 1024    # then, if rows are that long; 8 terms are slower
-    PACKED_ROWS = 24       # product: from so many rows on the other operand is packed. For fewer, grad_input streams a
-                           # W that comes from memory past them
+    PACKED_ROWS = 24       # product: from so many rows on the other operand is packed,
+    FAR_ROWS = 12          # and from so many if it lies past L2. For fewer, grad_input streams such a W past them
+    PAST_L2_BYTES = 1 << 20
     THIN_ROWS = 5          # grad_weight: up to so many rows of x a W narrower than a vector is taken as one line
     THIN_BYTES = 64        # grad_weight: with fewer bytes of columns than that, and more rows of x than their cube
     TURNED = 700           # divided by so much, the lanes run along the outputs. For grad_input that pays at no batch
@@ -100,7 +101,7 @@ cdef enum:
     FAR_BYTES = 1 << 24    # a W of that size comes from memory: prefetching the next rows into L2 gains a third there,
                            # for a vector; where W lies in L3 it costs a tenth
     GRAIN = 16             # threads: columns come in so many, 64 bytes of float32
-    COPIED_BATCH = 4       # forward: for fewer rows than that no copy pays, and to weigh it up costs 15 ns
+    COPIED_BATCH = 4       # forward, grad_input: for fewer rows than that no copy pays, and to weigh it up costs 15 ns
     LONG_ROWS = 64         # forward: rows of x and outputs that go through all long blocks of k together
     LONG_OUTS = 256
 
@@ -126,7 +127,13 @@ cdef inline int even_piece(Py_ssize_t n, int most) noexcept nogil:
 
 cdef inline Py_ssize_t share(Py_ssize_t n, int grain, int thread, int threads) noexcept nogil:
     """Where the share of a thread begins: n in equal parts, in whole grains."""
+    if threads == 1:        # two divisions, a hundredth of a small call
+        return n if thread else 0
     return min(n, pieces(n, grain) * thread // threads * grain)
+
+
+cdef inline bint is_past_l2(Py_ssize_t n, const real* dtype) noexcept nogil:
+    return n * <Py_ssize_t> sizeof(real) > PAST_L2_BYTES
 
 
 cdef inline bint comes_from_memory(Py_ssize_t in_features, Py_ssize_t out_features, const real* dtype) noexcept nogil:
@@ -157,7 +164,7 @@ cdef void product(bint running, real a_scale, const real* a, Py_ssize_t a_row, P
         high = 1 if k < FOLDED and cols * size >= FOLDED_BYTES else even_piece(rows, MOST_ROWS)
         wide = AXPY_COLS[high] * (VECTOR_BYTES // size)
         pack_a = a_scale != 1 or (rows > 1 and cols > 2 * wide)
-        pack_b = b_scale != 1 or (rows >= PACKED_ROWS and n >= PACKED_STEPS)
+        pack_b = b_scale != 1 or (rows >= (FAR_ROWS if is_past_l2(k * cols, b) else PACKED_ROWS) and n >= PACKED_STEPS)
         block = max(A_BYTES // (n * high * size), 1) * high if pack_a else rows
         # How much of b is prepared at once: some panels that share cache lines, or what stays in L2 as it is.
         most = PANEL_BYTES // (n * size) // 64 * 64
@@ -539,16 +546,26 @@ cdef void stream(const real* x, const real* grad_output, real scale, real* weigh
         i0 += width
 
 
-cdef inline bint waits_for_itself(Py_ssize_t batch, Py_ssize_t ins, Py_ssize_t out_features,
-                                  const real* dtype) noexcept nogil:
-    """Whether so few columns leave one chain of additions for each row, and o is long: or there is no o at all."""
-    return out_features == 0 or (ins * <Py_ssize_t> sizeof(real) <= VECTOR_BYTES and batch * out_features > O_BLOCK)
+cdef enum InputWay:
+    CHAINS, STREAM, PRODUCT
+
+
+cdef inline InputWay grad_input_way(Py_ssize_t batch, Py_ssize_t ins, Py_ssize_t in_features, Py_ssize_t out_features,
+                                    const real* dtype) noexcept nogil:
+    """Few rows stream, unless columns are so few that their chains of additions would wait for themselves. From four rows on
+    there are chains enough, and what counts is where W comes from."""
+    cdef Py_ssize_t vectors = pieces(ins, VECTOR_BYTES // <int> sizeof(real))
+    cdef bint thin = vectors <= MOST_COLS
+    if batch < COPIED_BATCH:
+        return CHAINS if thin and batch * vectors <= 12 and batch * out_features > O_BLOCK else STREAM
+    return STREAM if batch < FAR_ROWS and not thin and is_past_l2(in_features * out_features, dtype) else PRODUCT
 
 
 cdef void grad_input_part(const real* grad_output, const real* weight, real* out, Py_ssize_t b_begin, Py_ssize_t b_end,
                           Py_ssize_t i_begin, Py_ssize_t i_end, Py_ssize_t in_features, Py_ssize_t out_features,
                           char* scratch) noexcept nogil:
     cdef Py_ssize_t batch = b_end - b_begin, ins = i_end - i_begin, b, i
+    cdef InputWay way
     if batch == 0 or ins == 0:
         return
     grad_output += b_begin * out_features
@@ -557,15 +574,17 @@ cdef void grad_input_part(const real* grad_output, const real* weight, real* out
         for b in range(batch):
             for i in range(ins):
                 out[b * in_features + i_begin + i] = 0
-    elif in_features == 1:
+        return
+    if in_features == 1:
         # The only column of W lies as a row does: the sum over o is one of forward's, with its lanes.
         forward_part(grad_output, weight, <const real*> NULL, out, 0, batch, 0, 1, out_features, 1, scratch)
-    elif batch <= MOST_ROWS or (batch < PACKED_ROWS and comes_from_memory(in_features, out_features, out)):
-        if waits_for_itself(batch, ins, out_features, out):
-            few_chains(grad_output, weight + i_begin, out + i_begin, batch, ins, in_features, out_features)
-        else:
-            stream(<const real*> NULL, grad_output, <real> 0, <real*> weight, out, batch, i_begin, i_end, in_features,
-                   out_features, scratch)
+        return
+    way = grad_input_way(batch, ins, in_features, out_features, out)
+    if way == CHAINS:
+        few_chains(grad_output, weight + i_begin, out + i_begin, batch, ins, in_features, out_features)
+    elif way == STREAM:
+        stream(<const real*> NULL, grad_output, <real> 0, <real*> weight, out, batch, i_begin, i_end, in_features,
+               out_features, scratch)
     else:
         product(False, <real> 1, grad_output, out_features, 1, <real> 1, weight + i_begin, in_features, out + i_begin,
                 in_features, batch, ins, out_features, scratch)
@@ -573,13 +592,13 @@ cdef void grad_input_part(const real* grad_output, const real* weight, real* out
 
 cdef void few_chains(const real* grad_output, const real* weight, real* out, Py_ssize_t batch, Py_ssize_t ins,
                      Py_ssize_t in_features, Py_ssize_t out_features) noexcept nogil:
-    """A vector of columns at most, of few rows: whole blocks of o side by side, then what is left."""
+    """A few vectors of columns, of few rows: whole blocks of o side by side, then what is left."""
     cdef Py_ssize_t b, o
-    cdef int n
+    cdef int n, most = MOST_COLS // <int> pieces(ins, VECTOR_BYTES // <int> sizeof(real))
     for b in range(batch):
         o = 0
         while o < out_features:
-            n = <int> max(min((out_features - o) // O_BLOCK, MOST_COLS), 1)
+            n = <int> max(min((out_features - o) // O_BLOCK, most), 1)
             chains(n, <int> ins, min(O_BLOCK, out_features - o), grad_output + b * out_features + o,
                    weight + o * in_features, in_features, out + b * in_features, o == 0)
             o += n * O_BLOCK
@@ -612,8 +631,11 @@ cdef void grad_input_loops(const real* grad_output, const real* weight, real* ou
 cdef void update_part(const real* x, const real* grad_output, real lr, real* weight, real* out, Py_ssize_t batch,
                       Py_ssize_t i_begin, Py_ssize_t i_end, Py_ssize_t in_features, Py_ssize_t out_features,
                       char* scratch) noexcept nogil:
-    if (out != NULL and 0 < batch <= MOST_ROWS and in_features > 1
-            and not waits_for_itself(batch, i_end - i_begin, out_features, x)):
+    cdef Py_ssize_t ins = i_end - i_begin
+    cdef bint streams = grad_input_way(min(batch, COPIED_BATCH - 1), ins, in_features, out_features, x) == STREAM
+    cdef bint thin = ins * <Py_ssize_t> sizeof(real) <= MOST_COLS * VECTOR_BYTES
+    if (out != NULL and 0 < batch <= MOST_ROWS and in_features > 1 and out_features > 0 and streams
+            and (batch < COPIED_BATCH or not thin)):
         stream(x, grad_output, -lr, weight, out, batch, i_begin, i_end, in_features, out_features, scratch)
     else:
         if out != NULL:

@@ -47,7 +47,7 @@
    storing those sums and adding them up: 7 additions and 4 stores for k multiply-adds. With 16 lanes it was twice that, and a
    dot_tile on AVX2 walked along k twice: forward at random layers took 1.05 to 1.4 times as long. Learning row by row, one
    chain of additions, was faster with them: a tenth with 64 features and a half with 784, if the rows are in the cache. */
-enum { MOST_ROWS = 6, MOST_COLS = 8, NARROW = 16, FAR_STEPS = 64, PANELS = 4, PANEL_VECTORS = 2, THIN_OUTS = 128 };
+enum { MOST_ROWS = 6, MOST_COLS = 8, NARROW = 16, FAR_STEPS = 64, PANELS = 8, PANEL_VECTORS = 2, THIN_OUTS = 128 };
 #if VECTOR_REGISTERS == 32
 enum { DOT_ROWS = 6, UPDATE_ROWS = 6, LANES_ROWS = 6 };
 static const int DOT_COLS[MOST_ROWS + 1] = {0, 8, 8, 8, 6, 5, 4};
@@ -387,18 +387,26 @@ INLINE void NAME(axpy_tile)(ptrdiff_t steps, const REAL *a, ptrdiff_t a_row, ptr
 #undef AT
 }
 
-/* One row of y, a vector wide at most: the chains of n blocks of `steps` rows of v, side by side because one alone waits
+/* One row of y, a few vectors wide: the chains of n blocks of `steps` rows of v, side by side because one alone waits
    for itself. Then y, which begins at 0 if first, is their sum in turn. */
 INLINE void NAME(chains_tile)(int width, ptrdiff_t steps, const REAL *a, const REAL *v, ptrdiff_t v_row, REAL *y, int first,
-                              const int n) {
-    VEC acc[MOST_COLS], sum;
-    UNROLL for (int j = 0; j < n; j++) acc[j] = NAME(zero)();
+                              const int n, const int cols) {
+    VEC acc[MOST_COLS][MOST_COLS], sum;
+    const int tail = width - (cols - 1) * WIDTH;
+#define COUNT (c == cols - 1 ? tail : WIDTH)
+    UNROLL for (int j = 0; j < n; j++)
+        UNROLL for (int c = 0; c < cols; c++) acc[j][c] = NAME(zero)();
     for (ptrdiff_t s = 0; s < steps; s++)
         UNROLL for (int j = 0; j < n; j++)
-            acc[j] = NAME(fma)(NAME(splat)(a[j * steps + s]), NAME(get)(v + (j * steps + s) * v_row, width), acc[j]);
-    sum = first ? acc[0] : NAME(add)(NAME(get)(y, width), acc[0]);
-    UNROLL for (int j = 1; j < n; j++) sum = NAME(add)(sum, acc[j]);
-    NAME(put)(y, sum, width);
+            UNROLL for (int c = 0; c < cols; c++)
+                acc[j][c] = NAME(fma)(NAME(splat)(a[j * steps + s]), NAME(get)(v + (j * steps + s) * v_row + c * WIDTH, COUNT),
+                                      acc[j][c]);
+    UNROLL for (int c = 0; c < cols; c++) {
+        sum = first ? acc[0][c] : NAME(add)(NAME(get)(y + c * WIDTH, COUNT), acc[0][c]);
+        UNROLL for (int j = 1; j < n; j++) sum = NAME(add)(sum, acc[j][c]);
+        NAME(put)(y + c * WIDTH, sum, COUNT);
+    }
+#undef COUNT
 }
 
 /* y[o] += sum over s of x[s] (scale g[s][o]): the only column of W. */
@@ -550,13 +558,14 @@ INLINE void NAME(axpy)(int rows, ptrdiff_t width, AXPY_ARGUMENTS) {
     NAME(axpy_table)[rows](width, steps, a, a_row, a_step, v, v_row, y, y_row, next, mode);
 }
 
-/* n blocks (MOST_COLS at most) of one row of y. */
+/* n blocks of one row of y, as many times as wide in vectors MOST_COLS at most. */
 static void NAME(chains)(int n, int width, ptrdiff_t steps, const REAL *a, const REAL *v, ptrdiff_t v_row, REAL *y, int first) {
-#define CASE(_, j) case j: NAME(chains_tile)(width, steps, a, v, v_row, y, first, j); break;
-    switch (n) { EACH_COLS(CASE, 0) }
+#define CASE(c, j) case (c) * (MOST_COLS + 1) + j: \
+        if ((c) * (j) <= MOST_COLS) NAME(chains_tile)(width, steps, a, v, v_row, y, first, j, c); \
+        break;
+    switch ((width + WIDTH - 1) / WIDTH * (MOST_COLS + 1) + n) { EACH_COLS(CASE, 1) EACH_COLS(CASE, 2) EACH_COLS(CASE, 3) EACH_COLS(CASE, 4) EACH_COLS(CASE, 5) EACH_COLS(CASE, 6) EACH_COLS(CASE, 7) EACH_COLS(CASE, 8) }
 #undef CASE
 }
-
 static void NAME(thin)(int cols, ptrdiff_t outs, ptrdiff_t steps, const REAL *x, ptrdiff_t x_row, const REAL *g, ptrdiff_t g_row,
                        REAL scale, REAL *y, REAL *room) {
 #define CASE(_, j) case j: if (j < WIDTH) NAME(thin_tile)(outs, steps, x, x_row, g, g_row, scale, y, room, j); break;
