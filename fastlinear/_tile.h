@@ -102,14 +102,14 @@ ENDING(double, f64_lanes)
 #include "_tile.h"
 
 /* What the loops call: the function for the dtype of the first operand. */
-#define dot(rows, cols, x, ...) BY_DTYPE(x, dot)(rows, cols, x, __VA_ARGS__)
+#define dot(rows, cols, x, ...) BY_DTYPE(x, dot_table)[rows][cols](x, __VA_ARGS__)
 #define lanes(rows, cols, x, ...) BY_DTYPE(x, lanes)(rows, cols, x, __VA_ARGS__)
-#define axpy(rows, width, steps, a, ...) BY_DTYPE(a, axpy)(rows, width, steps, a, __VA_ARGS__)
+#define axpy(rows, width, steps, a, ...) BY_DTYPE(a, axpy_table)[rows](width, steps, a, __VA_ARGS__)
 #define chains(n, width, steps, a, ...) BY_DTYPE(a, chains)(n, width, steps, a, __VA_ARGS__)
 #define column(outs, steps, x, ...) BY_DTYPE(x, column)(outs, steps, x, __VA_ARGS__)
 #define thin(cols, outs, steps, x, ...) BY_DTYPE(x, thin)(cols, outs, steps, x, __VA_ARGS__)
-#define update_rows(rows, width, x, ...) BY_DTYPE(x, update)(rows, width, x, __VA_ARGS__)
-#define narrow(k, outs, rows, x, ...) BY_DTYPE(x, narrow)(k, outs, rows, x, __VA_ARGS__)
+#define update_rows(rows, width, x, ...) BY_DTYPE(x, update_table)[rows](width, x, __VA_ARGS__)
+#define narrow(k, outs, rows, x, ...) BY_DTYPE(x, narrow_table)[k](outs, rows, x, __VA_ARGS__)
 #define pack(rows, k, from, ...) BY_DTYPE(from, pack)(rows, k, from, __VA_ARGS__)
 #define pack_lanes(rows, k, from, ...) BY_DTYPE(from, pack_lanes)(rows, k, from, __VA_ARGS__)
 #define copy_scaled(steps, width, high, a, ...) BY_DTYPE(a, copy_scaled)(steps, width, high, a, __VA_ARGS__)
@@ -481,65 +481,53 @@ INLINE void NAME(update_tile)(ptrdiff_t width, const REAL *x, const REAL *g, REA
 #undef COLUMNS
 }
 
-/* ---- One function for each shape of tile, the table of them, and what a loop calls. The functions of other shapes
-   than those above have none of the tile's code in them. */
+/* ---- One function for each shape of tile, and the table of them, in which the loops find it (`dot` above, ...). The
+   functions of other shapes than those above have none of the tile's code in them. */
 
-#define ENTRY(r, c) [r][c] = NAME(SHAPE(r, c)),
-
+/* A tile of r x c sums. */
 #define DOT_ARGUMENTS const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdiff_t w_row, ptrdiff_t k, \
     const struct ending *end, ptrdiff_t ahead
-#define DEFINE(r, c) static void NAME(dot_##r##x##c)(DOT_ARGUMENTS) { \
+#define DOT(r, c) static void NAME(dot_##r##x##c)(DOT_ARGUMENTS) { \
     if (r <= DOT_ROWS && c <= DOT_COLS[r]) NAME(dot_tile)(x, x_row, w, w_row, k, end, ahead, r, c); \
 }
-#define SHAPE(r, c) dot_##r##x##c
-EACH_SHAPE(DEFINE)
-static void (*const NAME(dot_table)[MOST_ROWS + 1][MOST_COLS + 1])(DOT_ARGUMENTS) = {EACH_SHAPE(ENTRY)};
-#undef DEFINE
-#undef SHAPE
-/* A tile of rows x cols sums. */
-INLINE void NAME(dot)(int rows, int cols, DOT_ARGUMENTS) {
-    NAME(dot_table)[rows][cols](x, x_row, w, w_row, k, end, ahead);
-}
+#define DOT_ENTRY(r, c) [r][c] = NAME(dot_##r##x##c),
+EACH_SHAPE(DOT)
+static void (*const NAME(dot_table)[MOST_ROWS + 1][MOST_COLS + 1])(DOT_ARGUMENTS) = {EACH_SHAPE(DOT_ENTRY)};
 
 #define LANES_ARGUMENTS const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdiff_t k, const struct ending *end
-#define DEFINE(r, c) static void NAME(lanes_##r##x##c)(int n, LANES_ARGUMENTS) { \
+#define LANES_TILE(r, c) static void NAME(lanes_##r##x##c)(int n, LANES_ARGUMENTS) { \
     if (r <= LANES_ROWS) NAME(lanes_tile)(x, x_row, w, k, end, n, r, c); \
 }
-#define SHAPE(r, c) lanes_##r##x##c
-EACH_ROWS_AND_PARTS(DEFINE)
-static void (*const NAME(lanes_table)[MOST_ROWS + 1][PANEL_VECTORS + 1])(int, LANES_ARGUMENTS) = {EACH_ROWS_AND_PARTS(ENTRY)};
-#undef DEFINE
-#undef SHAPE
+#define LANES_ENTRY(r, c) [r][c] = NAME(lanes_##r##x##c),
+EACH_ROWS_AND_PARTS(LANES_TILE)
+static void (*const NAME(lanes_table)[MOST_ROWS + 1][PANEL_VECTORS + 1])(int, LANES_ARGUMENTS) = {
+    EACH_ROWS_AND_PARTS(LANES_ENTRY)
+};
 /* A tile of `rows` by `cols` sums, a panel at most. */
 INLINE void NAME(lanes)(int rows, int cols, LANES_ARGUMENTS) {
     const int parts = (cols + WIDTH - 1) / WIDTH;
     NAME(lanes_table)[rows][parts](cols - (parts - 1) * WIDTH, x, x_row, w, k, end);
 }
 
-#define NARROW_ARGUMENTS ptrdiff_t rows, const REAL *x, const REAL *w, const struct ending *end
-#define DEFINE(_, k) static void NAME(narrow_##k)(int outs, NARROW_ARGUMENTS) { NAME(narrow_tile)(rows, x, w, end, outs, k); }
-EACH_NARROW(DEFINE)
-#undef DEFINE
-#define ENTRY_OF_K(_, k) [k] = NAME(narrow_##k),
-static void (*const NAME(narrow_table)[NARROW + 1])(int, NARROW_ARGUMENTS) = {EACH_NARROW(ENTRY_OF_K)};
-#undef ENTRY_OF_K
-INLINE void NAME(narrow)(ptrdiff_t k, int outs, NARROW_ARGUMENTS) { NAME(narrow_table)[k](outs, rows, x, w, end); }
+#define NARROW_ARGUMENTS int outs, ptrdiff_t rows, const REAL *x, const REAL *w, const struct ending *end
+#define NARROW_TILE(_, k) static void NAME(narrow_##k)(NARROW_ARGUMENTS) { NAME(narrow_tile)(rows, x, w, end, outs, k); }
+#define NARROW_ENTRY(_, k) [k] = NAME(narrow_##k),
+EACH_NARROW(NARROW_TILE)
+static void (*const NAME(narrow_table)[NARROW + 1])(NARROW_ARGUMENTS) = {EACH_NARROW(NARROW_ENTRY)};
 
 #define AXPY_ARGUMENTS ptrdiff_t steps, const REAL *a, ptrdiff_t a_row, ptrdiff_t a_step, \
     const REAL *v, ptrdiff_t v_row, REAL *y, ptrdiff_t y_row, ptrdiff_t next, enum axpy_mode mode
-#define DEFINE(r, c) static void NAME(axpy_##r##x##c)(int tail, AXPY_ARGUMENTS) { \
+#define AXPY_LAST(r, c) static void NAME(axpy_##r##x##c)(int tail, AXPY_ARGUMENTS) { \
     if (c > AXPY_COLS[r]) return; \
     if (tail) NAME(axpy_tile)(steps, a, a_row, a_step, v, v_row, y, y_row, next, mode, tail, r, c); \
     else NAME(axpy_tile)(steps, a, a_row, a_step, v, v_row, y, y_row, next, mode, 0, r, c); \
 }
-#define SHAPE(r, c) axpy_##r##x##c
-EACH_SHAPE(DEFINE)
-static void (*const NAME(axpy_last)[MOST_ROWS + 1][MOST_COLS + 1])(int, AXPY_ARGUMENTS) = {EACH_SHAPE(ENTRY)};
-#undef DEFINE
-#undef SHAPE
+#define AXPY_LAST_ENTRY(r, c) [r][c] = NAME(axpy_##r##x##c),
+EACH_SHAPE(AXPY_LAST)
+static void (*const NAME(axpy_last)[MOST_ROWS + 1][MOST_COLS + 1])(int, AXPY_ARGUMENTS) = {EACH_SHAPE(AXPY_LAST_ENTRY)};
 /* A row of tiles: the whole ones in a loop, because with few steps the price of a call shows; then what is left, in two if
    the second would be less than a vector. */
-#define DEFINE(r) static void NAME(axpy_##r)(ptrdiff_t width, AXPY_ARGUMENTS) { \
+#define AXPY(r) static void NAME(axpy_##r)(ptrdiff_t width, AXPY_ARGUMENTS) { \
     const ptrdiff_t whole = AXPY_COLS[r] * WIDTH; \
     for (; width >= whole + WIDTH || width == whole; width -= whole, v += whole, y += whole) \
         NAME(axpy_tile)(steps, a, a_row, a_step, v, v_row, y, y_row, next, mode, 0, r, AXPY_COLS[r]); \
@@ -549,53 +537,33 @@ static void (*const NAME(axpy_last)[MOST_ROWS + 1][MOST_COLS + 1])(int, AXPY_ARG
         width -= now, v += now, y += now; \
     } \
 }
-EACH_ROWS(DEFINE)
-#undef DEFINE
-#define ENTRY_OF_ROWS(r) [r] = NAME(axpy_##r),
-static void (*const NAME(axpy_table)[MOST_ROWS + 1])(ptrdiff_t, AXPY_ARGUMENTS) = {EACH_ROWS(ENTRY_OF_ROWS)};
-#undef ENTRY_OF_ROWS
-INLINE void NAME(axpy)(int rows, ptrdiff_t width, AXPY_ARGUMENTS) {
-    NAME(axpy_table)[rows](width, steps, a, a_row, a_step, v, v_row, y, y_row, next, mode);
-}
+#define AXPY_ENTRY(r) [r] = NAME(axpy_##r),
+EACH_ROWS(AXPY)
+static void (*const NAME(axpy_table)[MOST_ROWS + 1])(ptrdiff_t, AXPY_ARGUMENTS) = {EACH_ROWS(AXPY_ENTRY)};
 
 /* n blocks of one row of y, as many times as wide in vectors MOST_COLS at most. */
 static void NAME(chains)(int n, int width, ptrdiff_t steps, const REAL *a, const REAL *v, ptrdiff_t v_row, REAL *y, int first) {
-#define CASE(c, j) case (c) * (MOST_COLS + 1) + j: \
+#define CHAINS(c, j) case (c) * (MOST_COLS + 1) + j: \
         if ((c) * (j) <= MOST_COLS) NAME(chains_tile)(width, steps, a, v, v_row, y, first, j, c); \
         break;
-    switch ((width + WIDTH - 1) / WIDTH * (MOST_COLS + 1) + n) { EACH_COLS(CASE, 1) EACH_COLS(CASE, 2) EACH_COLS(CASE, 3) EACH_COLS(CASE, 4) EACH_COLS(CASE, 5) EACH_COLS(CASE, 6) EACH_COLS(CASE, 7) EACH_COLS(CASE, 8) }
-#undef CASE
+    switch ((width + WIDTH - 1) / WIDTH * (MOST_COLS + 1) + n) { EACH_SHAPE(CHAINS) EACH_COLS(CHAINS, 7) EACH_COLS(CHAINS, 8) }
 }
+
 static void NAME(thin)(int cols, ptrdiff_t outs, ptrdiff_t steps, const REAL *x, ptrdiff_t x_row, const REAL *g, ptrdiff_t g_row,
                        REAL scale, REAL *y, REAL *room) {
-#define CASE(_, j) case j: if (j < WIDTH) NAME(thin_tile)(outs, steps, x, x_row, g, g_row, scale, y, room, j); break;
-    switch (cols) { EACH_COLS(CASE, 0) }
-#undef CASE
+#define THIN(_, j) case j: if (j < WIDTH) NAME(thin_tile)(outs, steps, x, x_row, g, g_row, scale, y, room, j); break;
+    switch (cols) { EACH_COLS(THIN, 0) }
 }
 
 #define UPDATE_ARGUMENTS ptrdiff_t width, const REAL *x, const REAL *g, REAL scale, REAL *w, ptrdiff_t w_row, \
     REAL *y, int first, ptrdiff_t ahead
-#define DEFINE(r) static void NAME(update_##r)(UPDATE_ARGUMENTS) { \
+#define UPDATE(r) static void NAME(update_##r)(UPDATE_ARGUMENTS) { \
     if (r > UPDATE_ROWS) return; \
     if (x) NAME(update_tile)(width, x, g, scale, w, w_row, y, first, ahead, 1, r); \
     else NAME(update_tile)(width, x, g, scale, w, w_row, y, first, ahead, 0, r); \
 }
-EACH_ROWS(DEFINE)
-#undef DEFINE
-#define ENTRY_OF_ROWS(r) [r] = NAME(update_##r),
-static void (*const NAME(update_table)[MOST_ROWS + 1])(UPDATE_ARGUMENTS) = {EACH_ROWS(ENTRY_OF_ROWS)};
-#undef ENTRY_OF_ROWS
-INLINE void NAME(update)(int rows, UPDATE_ARGUMENTS) {
-    NAME(update_table)[rows](width, x, g, scale, w, w_row, y, first, ahead);
-}
-
-#undef ENTRY
-#undef DOT_ARGUMENTS
-#undef LANES_ARGUMENTS
-#undef NARROW_ARGUMENTS
-#undef AXPY_ARGUMENTS
-#undef UPDATE_ARGUMENTS
-#undef PANEL
-#undef LEVELS
+#define UPDATE_ENTRY(r) [r] = NAME(update_##r),
+EACH_ROWS(UPDATE)
+static void (*const NAME(update_table)[MOST_ROWS + 1])(UPDATE_ARGUMENTS) = {EACH_ROWS(UPDATE_ENTRY)};
 
 #endif
