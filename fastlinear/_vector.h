@@ -63,7 +63,7 @@
 #elif defined(GNU_VECTORS) && defined(__aarch64__)
 #define HOLD(v) __asm__("" : "+w"(v))
 #else
-#define HOLD(v)
+#define HOLD(v) ((void)0)
 #endif
 
 /* The lanes of a sum of forward: part of the contract on bits (_tile.h). */
