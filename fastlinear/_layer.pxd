@@ -9,6 +9,7 @@ from fastlinear._table cimport Elementwise, Kernels
 cdef extern from "Python.h":
     ctypedef struct PyThreadState:
         pass
+    ctypedef object (*vectorcallfunc)(object, PyObject* const* args, size_t count, PyObject* names)
 
 cdef extern from "numpy/arrayobject.h":
     bint PyArray_CheckExact(object)
@@ -133,7 +134,10 @@ cdef class Model:
     cdef Py_ssize_t itemsize
     cdef int typenum
     cdef bint is_double
+    cdef vectorcallfunc vectorcall      # what Python calls for model(x)
     cdef object __weakref__
+
+    cdef object map(self, x, out)
 
     cdef int set_form(self, int typenum, Py_ssize_t in_features, Py_ssize_t out_features) except -1
     cdef inline int check_bound(self) except -1
@@ -174,6 +178,8 @@ cdef class Layer(Model):
     cdef Parameter W, b, grad_W, grad_b
     cdef Span w_span, b_span, grad_w_span, grad_b_span      # so that a call need not ask for them
     cdef int has_gradients
+
+    cdef object map(self, x, out)
 
     cdef inline double size(self, Py_ssize_t rows) noexcept
     cdef inline int check_writable(self, Parameter weight, Parameter bias) except -1

@@ -478,7 +478,7 @@ cdef class Network(Model):
 
     # ---- forward
 
-    def __call__(self, x, out=None):
+    cdef object map(self, x, out):
         return call(self, x, out)
 
     def forward(self, x, out=None):
