@@ -45,6 +45,7 @@ cdef extern from "numpy/arrayobject.h":
     int PyArray_FailUnlessWriteable(cnp.ndarray, const char*) except -1
     object PyArray_EMPTY(int, cnp.npy_intp*, int, int)
     object PyArray_FromArray(cnp.ndarray, cnp.dtype, int)
+    object PyArray_NewFromDescr(type, cnp.dtype, int, cnp.npy_intp*, cnp.npy_intp*, void*, int, PyObject*)
     bint PyArray_CanCastTypeTo(cnp.dtype, cnp.dtype, cnp.NPY_CASTING)
     enum:
         NPY_MAXDIMS
@@ -444,7 +445,8 @@ cdef class Model:
         for axis in range(last):
             shape[axis] = cnp.PyArray_DIMS(x)[axis]
         shape[last] = features
-        return PyArray_EMPTY(last + 1, shape, self.typenum, 0)
+        Py_INCREF(self.dtype)       # PyArray_NewFromDescr takes it over
+        return PyArray_NewFromDescr(cnp.ndarray, self.dtype, last + 1, shape, NULL, NULL, 0, NULL)
 
     cdef cnp.ndarray taken(self, str name, value):
         """value as an ndarray of any kind. All Python code that a conversion can run runs here."""
