@@ -130,7 +130,7 @@ cdef struct Pass:
 cdef class Model:
     cdef readonly Py_ssize_t in_features
     cdef readonly Py_ssize_t out_features
-    cdef readonly object dtype
+    cdef readonly cnp.dtype dtype
     cdef Py_ssize_t itemsize
     cdef int typenum
     cdef bint is_double
