@@ -182,7 +182,8 @@ cdef class Layer(Model):
     cdef object map(self, x, out)
 
     cdef inline double size(self, Py_ssize_t rows) noexcept
-    cdef inline int check_writable(self, Parameter weight, Parameter bias) except -1
+    cdef object frozen(self)
+    cdef inline int check_writable(self, bint gradients) except -1
     cdef int ensure_gradients(self) except -1
     cdef int check_both(self, cnp.ndarray x, cnp.ndarray grad_output, out, bint input_grad) except -1
     cdef cnp.ndarray values(self, str name, Parameter p, value)

@@ -614,11 +614,18 @@ cdef class Layer(Model):
         """The multiply-adds of so many rows, for begin()."""
         return <double> rows * self.in_features * self.out_features
 
-    cdef inline int check_writable(self, Parameter weight, Parameter bias) except -1:
-        """Raise if somebody has frozen a parameter (layer.weight.flags.writeable = False)."""
-        if weight.is_frozen() or (bias is not None and bias.is_frozen()):
-            raise ValueError(
-                f"{self!r}: its memory was made read-only (flags.writeable = False), so it cannot change")
+    cdef object frozen(self):
+        return ValueError(f"{self!r}: its memory was made read-only (flags.writeable = False), so it cannot change")
+
+    cdef inline int check_writable(self, bint gradients) except -1:
+        """Raise if somebody has frozen a parameter, or a gradient (layer.weight.flags.writeable = False)."""
+        cdef bint frozen
+        if gradients:
+            frozen = self.grad_W.is_frozen() or (self.grad_b is not None and self.grad_b.is_frozen())
+        else:
+            frozen = self.W.is_frozen() or (self.b is not None and self.b.is_frozen())
+        if frozen:
+            raise self.frozen()
         return 0
 
     cdef int ensure_gradients(self) except -1:
@@ -783,7 +790,8 @@ cdef class Layer(Model):
             raise ValueError(f"{self._name}: there is no {name}: the layer was made with bias=False")
         if not p.matches(value):
             value = self.values(name, p, value)
-        self.check_writable(p, None)
+        if p.is_frozen():
+            raise self.frozen()
         if not p.matches(value):
             raise self.changed()
         # The same memory, after `layer.weight -= ...`, is a copy onto itself.
@@ -805,7 +813,7 @@ cdef class Layer(Model):
     def _store(self, weight, bias):
         """Copy values of the right shape and dtype into the parameters: into both, or into none."""
         self.check_bound()
-        self.check_writable(self.W, self.b)
+        self.check_writable(False)
         self.check_values(weight, bias)
         self.copy_values(weight, bias)
 
@@ -944,7 +952,7 @@ cdef class Layer(Model):
             gx = self.empty(<cnp.ndarray> x, self.in_features) if with_input else None
             if not self.can_update(&p, x, grad_output, gx, with_input):
                 raise self.changed()
-        self.check_writable(self.W, self.b)
+        self.check_writable(False)
         if table == NULL:
             kernels.update(x.reshape(p.rows, self.in_features), grad_output.reshape(p.rows, self.out_features), rate,
                            self.W.view(), view_of(self.b), gx.reshape(p.rows, self.in_features) if with_input else None)
@@ -973,7 +981,7 @@ cdef class Layer(Model):
         cdef Work work
         cdef Kernels* table = kernels_of(self.is_double)
         self.ensure_gradients()
-        self.check_writable(self.W, self.b)
+        self.check_writable(False)
         if table == NULL:
             kernels.step(self.grad_W.view().reshape(-1), rate, self.W.view().reshape(-1))
             if self.b is not None:
@@ -1002,7 +1010,7 @@ cdef class Layer(Model):
         self.check_bound()
         if not load_int(&self.has_gradients):
             return
-        self.check_writable(self.grad_W, self.grad_b)
+        self.check_writable(True)
         release_gil(&work, self.size(1))
         memset(self.grad_w_span.begin, 0, self.grad_w_span.end - self.grad_w_span.begin)
         if self.grad_b_span.begin != NULL:
@@ -1056,7 +1064,7 @@ cdef inline run_backward(Layer self, x, grad_output, out, double scale, bint inp
         gx = self.empty(<cnp.ndarray> x, self.in_features) if input_grad else None
         if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
             raise self.changed()
-    self.check_writable(self.grad_W, self.grad_b)
+    self.check_writable(True)
     if table == NULL:
         x, grad_output = x.reshape(p.rows, self.in_features), grad_output.reshape(p.rows, self.out_features)
         if input_grad:
