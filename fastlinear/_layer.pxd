@@ -9,6 +9,7 @@ from fastlinear._table cimport Elementwise, Kernels
 cdef extern from "Python.h":
     ctypedef struct PyThreadState:
         pass
+    ctypedef object (*vectorcallfunc)(object, PyObject* const* args, size_t count, PyObject* names)
 
 cdef extern from "numpy/arrayobject.h":
     bint PyArray_CheckExact(object)
@@ -129,11 +130,14 @@ cdef struct Pass:
 cdef class Model:
     cdef readonly Py_ssize_t in_features
     cdef readonly Py_ssize_t out_features
-    cdef readonly object dtype
+    cdef readonly cnp.dtype dtype
     cdef Py_ssize_t itemsize
     cdef int typenum
     cdef bint is_double
+    cdef vectorcallfunc vectorcall      # what Python calls for model(x)
     cdef object __weakref__
+
+    cdef object map(self, x, out)
 
     cdef int set_form(self, int typenum, Py_ssize_t in_features, Py_ssize_t out_features) except -1
     cdef inline int check_bound(self) except -1
@@ -175,8 +179,11 @@ cdef class Layer(Model):
     cdef Span w_span, b_span, grad_w_span, grad_b_span      # so that a call need not ask for them
     cdef int has_gradients
 
+    cdef object map(self, x, out)
+
     cdef inline double size(self, Py_ssize_t rows) noexcept
-    cdef inline int check_writable(self, Parameter weight, Parameter bias) except -1
+    cdef object frozen(self)
+    cdef inline int check_writable(self, bint gradients) except -1
     cdef int ensure_gradients(self) except -1
     cdef int check_both(self, cnp.ndarray x, cnp.ndarray grad_output, out, bint input_grad) except -1
     cdef cnp.ndarray values(self, str name, Parameter p, value)

@@ -27,6 +27,16 @@ cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
     PyThreadState* PyEval_SaveThread()
     void PyEval_RestoreThread(PyThreadState*)
+    ctypedef struct PyTypeObject:
+        object (*tp_call)(object, tuple, dict)
+        Py_ssize_t tp_vectorcall_offset
+        unsigned long tp_flags
+    const unsigned long Py_TPFLAGS_HAVE_VECTORCALL
+    const int PY_VERSION_HEX
+    PyTypeObject* Py_TYPE(object)
+    Py_ssize_t PyVectorcall_NARGS(size_t)
+    int Py_EnterRecursiveCall(const char*) except *
+    void Py_LeaveRecursiveCall()
 
 cdef extern from "numpy/arrayobject.h":
     ctypedef struct PyArrayObject_fields:
@@ -35,6 +45,7 @@ cdef extern from "numpy/arrayobject.h":
     int PyArray_FailUnlessWriteable(cnp.ndarray, const char*) except -1
     object PyArray_EMPTY(int, cnp.npy_intp*, int, int)
     object PyArray_FromArray(cnp.ndarray, cnp.dtype, int)
+    object PyArray_NewFromDescr(type, cnp.dtype, int, cnp.npy_intp*, cnp.npy_intp*, void*, int, PyObject*)
     bint PyArray_CanCastTypeTo(cnp.dtype, cnp.dtype, cnp.NPY_CASTING)
     enum:
         NPY_MAXDIMS
@@ -391,6 +402,18 @@ cdef class Model:
 
     def __cinit__(self, *args, **kwargs):
         self.typenum = cnp.NPY_NOTYPE       # no array passes until there is a form
+        self.vectorcall = call_model
+        if PY_VERSION_HEX < 0x030C0000 and Py_TYPE(self).tp_call == model_call:
+            # A class that is made in Python inherits this from 3.12 on. If it gets another __call__ later, that is
+            # taken back there, and call_model() sees it here.
+            Py_TYPE(self).tp_flags |= Py_TPFLAGS_HAVE_VECTORCALL
+
+    def __call__(self, x, out=None):
+        return self.map(x, out)
+
+    cdef object map(self, x, out):
+        """What forward does."""
+        raise NotImplementedError
 
     cdef int set_form(self, int typenum, Py_ssize_t in_features, Py_ssize_t out_features) except -1:
         self.in_features, self.out_features = in_features, out_features
@@ -422,7 +445,8 @@ cdef class Model:
         for axis in range(last):
             shape[axis] = cnp.PyArray_DIMS(x)[axis]
         shape[last] = features
-        return PyArray_EMPTY(last + 1, shape, self.typenum, 0)
+        Py_INCREF(self.dtype)       # PyArray_NewFromDescr takes it over
+        return PyArray_NewFromDescr(cnp.ndarray, self.dtype, last + 1, shape, NULL, NULL, 0, NULL)
 
     cdef cnp.ndarray taken(self, str name, value):
         """value as an ndarray of any kind. All Python code that a conversion can run runs here."""
@@ -511,6 +535,52 @@ cdef class Model:
         return f"{type(self).__name__}({self.in_features}, {self.out_features})"
 
 
+# ---- model(x) and model(x, out=y) without a tuple and a dictionary of arguments, which would take a fifth and three
+# fifths of a small call (PEP 590)
+
+cdef object (*model_call)(object, tuple, dict)      # a Model's __call__, as Python's types have it
+
+
+cdef object call_model(object model, PyObject* const* args, size_t count, PyObject* names):
+    """model(*args), where the last arguments are those with names."""
+    cdef Py_ssize_t n = PyVectorcall_NARGS(count)
+    if Py_TYPE(model).tp_call == model_call:
+        if n == 1 and names == NULL:
+            return (<Model> model).map(<object> args[0], None)
+        if n == 2 if names == NULL else n == 1 and len(<tuple> names) == 1 and (<tuple> names)[0] is "out":
+            return (<Model> model).map(<object> args[0], <object> args[1])
+    return call_by_type(model, args, n, () if names == NULL else <tuple> names)
+
+
+cdef object call_by_type(object model, PyObject* const* args, Py_ssize_t n, tuple names):
+    """The same for other arguments, most of which are wrong, and for a class that was given another __call__ since."""
+    cdef list positional = []
+    cdef dict by_name = {}
+    cdef Py_ssize_t k
+    for k in range(n):
+        positional.append(<object> args[k])
+    for k in range(len(names)):
+        by_name[names[k]] = <object> args[n + k]
+    Py_EnterRecursiveCall(" while calling a Python object")     # as Python does where it calls tp_call
+    try:
+        return Py_TYPE(model).tp_call(model, tuple(positional), by_name)
+    finally:
+        Py_LeaveRecursiveCall()
+
+
+cdef int use_vectorcall(Model model) except -1:
+    """Tell Python that what is of this model's class has a vectorcall."""
+    global model_call
+    model_call = Py_TYPE(model).tp_call
+    Py_TYPE(model).tp_vectorcall_offset = <char*> &model.vectorcall - <char*> <PyObject*> model
+    Py_TYPE(model).tp_flags |= Py_TPFLAGS_HAVE_VECTORCALL
+    return 0
+
+
+use_vectorcall(Model.__new__(Model))
+use_vectorcall(Layer.__new__(Layer))
+
+
 @cython.no_gc
 cdef class Layer(Model):
     """The compiled base of Linear; see there."""
@@ -544,11 +614,18 @@ cdef class Layer(Model):
         """The multiply-adds of so many rows, for begin()."""
         return <double> rows * self.in_features * self.out_features
 
-    cdef inline int check_writable(self, Parameter weight, Parameter bias) except -1:
-        """Raise if somebody has frozen a parameter (layer.weight.flags.writeable = False)."""
-        if weight.is_frozen() or (bias is not None and bias.is_frozen()):
-            raise ValueError(
-                f"{self!r}: its memory was made read-only (flags.writeable = False), so it cannot change")
+    cdef object frozen(self):
+        return ValueError(f"{self!r}: its memory was made read-only (flags.writeable = False), so it cannot change")
+
+    cdef inline int check_writable(self, bint gradients) except -1:
+        """Raise if somebody has frozen a parameter, or a gradient (layer.weight.flags.writeable = False)."""
+        cdef bint frozen
+        if gradients:
+            frozen = self.grad_W.is_frozen() or (self.grad_b is not None and self.grad_b.is_frozen())
+        else:
+            frozen = self.W.is_frozen() or (self.b is not None and self.b.is_frozen())
+        if frozen:
+            raise self.frozen()
         return 0
 
     cdef int ensure_gradients(self) except -1:
@@ -713,7 +790,8 @@ cdef class Layer(Model):
             raise ValueError(f"{self._name}: there is no {name}: the layer was made with bias=False")
         if not p.matches(value):
             value = self.values(name, p, value)
-        self.check_writable(p, None)
+        if p.is_frozen():
+            raise self.frozen()
         if not p.matches(value):
             raise self.changed()
         # The same memory, after `layer.weight -= ...`, is a copy onto itself.
@@ -735,7 +813,7 @@ cdef class Layer(Model):
     def _store(self, weight, bias):
         """Copy values of the right shape and dtype into the parameters: into both, or into none."""
         self.check_bound()
-        self.check_writable(self.W, self.b)
+        self.check_writable(False)
         self.check_values(weight, bias)
         self.copy_values(weight, bias)
 
@@ -754,7 +832,7 @@ cdef class Layer(Model):
 
     # ---- forward
 
-    def __call__(self, x, out=None):
+    cdef object map(self, x, out):
         return run_forward(self, x, out)
 
     def forward(self, x, out=None):
@@ -874,7 +952,7 @@ cdef class Layer(Model):
             gx = self.empty(<cnp.ndarray> x, self.in_features) if with_input else None
             if not self.can_update(&p, x, grad_output, gx, with_input):
                 raise self.changed()
-        self.check_writable(self.W, self.b)
+        self.check_writable(False)
         if table == NULL:
             kernels.update(x.reshape(p.rows, self.in_features), grad_output.reshape(p.rows, self.out_features), rate,
                            self.W.view(), view_of(self.b), gx.reshape(p.rows, self.in_features) if with_input else None)
@@ -903,7 +981,7 @@ cdef class Layer(Model):
         cdef Work work
         cdef Kernels* table = kernels_of(self.is_double)
         self.ensure_gradients()
-        self.check_writable(self.W, self.b)
+        self.check_writable(False)
         if table == NULL:
             kernels.step(self.grad_W.view().reshape(-1), rate, self.W.view().reshape(-1))
             if self.b is not None:
@@ -932,7 +1010,7 @@ cdef class Layer(Model):
         self.check_bound()
         if not load_int(&self.has_gradients):
             return
-        self.check_writable(self.grad_W, self.grad_b)
+        self.check_writable(True)
         release_gil(&work, self.size(1))
         memset(self.grad_w_span.begin, 0, self.grad_w_span.end - self.grad_w_span.begin)
         if self.grad_b_span.begin != NULL:
@@ -986,7 +1064,7 @@ cdef inline run_backward(Layer self, x, grad_output, out, double scale, bint inp
         gx = self.empty(<cnp.ndarray> x, self.in_features) if input_grad else None
         if not self.can_accumulate(&p, x, grad_output, gx, input_grad):
             raise self.changed()
-    self.check_writable(self.grad_W, self.grad_b)
+    self.check_writable(True)
     if table == NULL:
         x, grad_output = x.reshape(p.rows, self.in_features), grad_output.reshape(p.rows, self.out_features)
         if input_grad:

@@ -298,7 +298,7 @@ cdef class Learner(Layer):
             task.y = <char*> cnp.PyArray_DATA(<cnp.ndarray> y)
         if not (self.can_read(x, self.in_features) and self.apart_from_parameters(self.bytes(x, 1, self.in_features))):
             return None
-        self.check_writable(self.W, self.b)
+        self.check_writable(False)
         task.batch, task.l2, task.adaptive = 1, 0, False
         task.rows, task.order, task.weights = 1, NULL, NULL
         task.x, task.x_row = <char*> cnp.PyArray_DATA(<cnp.ndarray> x), self.in_features * self.itemsize
@@ -450,8 +450,8 @@ cdef class Learner(Layer):
     cdef int check_learnable(self, Task* task) except -1:
         """Nothing that learning changes is frozen."""
         if task.adaptive:
-            self.check_writable(self.grad_W, self.grad_b)
-        return self.check_writable(self.W, self.b)
+            self.check_writable(True)
+        return self.check_writable(False)
 
     cdef cnp.ndarray part(self, cnp.ndarray array, Py_ssize_t done, Py_ssize_t n, cnp.ndarray at,
                           cnp.dtype dtype):

@@ -443,10 +443,7 @@ cdef class Network(Model):
         """Raise if somebody has frozen a layer's memory, so that no layer changes."""
         cdef Layer layer
         for layer in self.held:
-            if gradients:
-                layer.check_writable(layer.grad_W, layer.grad_b)
-            else:
-                layer.check_writable(layer.W, layer.b)
+            layer.check_writable(gradients)
         return 0
 
     def _store(self, list values):
@@ -478,7 +475,7 @@ cdef class Network(Model):
 
     # ---- forward
 
-    def __call__(self, x, out=None):
+    cdef object map(self, x, out):
         return call(self, x, out)
 
     def forward(self, x, out=None):
@@ -772,7 +769,7 @@ cdef class Network(Model):
         self.check_bound()
         for layer in self.held:
             if load_int(&layer.has_gradients):
-                layer.check_writable(layer.grad_W, layer.grad_b)
+                layer.check_writable(True)
         release_gil(&work, self.row_size)
         for s in range(self.depth):
             zero(&self.stages[s])

@@ -97,7 +97,7 @@ cdef inline Py_ssize_t lines(Span span) noexcept:
 cdef int check_frozen_gradients(tuple layers) except -1:
     for layer in layers:
         if load_int(&(<Layer> layer).has_gradients):
-            (<Layer> layer).check_writable((<Layer> layer).grad_W, (<Layer> layer).grad_b)
+            (<Layer> layer).check_writable(True)
     return 0
 
 
@@ -184,7 +184,7 @@ cdef class Optimiser:
         for item in self.layers:
             layer = <Layer> item
             layer.ensure_gradients()
-            layer.check_writable(layer.W, layer.b)
+            layer.check_writable(False)
         if not load_int(&self.has_gradients):
             for item in self.layers:
                 layer = <Layer> item

@@ -406,6 +406,59 @@ def test_subclass_that_overrides_forward(convert):
     assert np.array_equal(layer.forward(convert(x)), 2 * Linear(5, 4, rng=0).forward(x))
 
 
+MODELS = {"Linear": lambda kind: kind(3, 2, rng=0), "Sequential": lambda kind: kind(Linear(3, 2, rng=0), "tanh")}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_way_to_write_a_call(isa, kind):
+    """A call means the same however its arguments are written, and wrong ones are a TypeError that names them."""
+    model, x, y = MODELS[kind](getattr(fastlinear, kind)), np.float32([1, -2, 3]), np.empty(2, np.float32)
+    expected = model.forward(x)
+    for result in (model(x), model(x=x), model(x, None), model(x, out=None), model(*[x], out=None)):
+        assert_same_bits(result, expected)
+    not_interned = "".join(["o", "ut"])
+    for call in (lambda: model(x, y), lambda: model(x, out=y), lambda: model(out=y, x=x),
+                 lambda: model(x, **{not_interned: y})):  # fmt: skip
+        y[:] = np.nan
+        assert call() is y
+        assert_same_bits(y, expected)
+    for call, named in ((lambda: model(), "x|argument"), (lambda: model(out=y), "x|argument"),
+                        (lambda: model(x, y, 1), "3 given"), (lambda: model(x, outt=y), "outt"),
+                        (lambda: model(x, y, out=y), "out|argument"), (lambda: model(x, x=x), "x")):  # fmt: skip
+        y[:] = np.nan
+        with pytest.raises(TypeError, match=named):
+            call()
+        assert np.isnan(y).all()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_call_of_ones_own(kind):
+    """What a class says that a call does is done, also if it says so after the first call, and takes it back."""
+
+    class Model(getattr(fastlinear, kind)):
+        pass
+
+    class Loud(Model):
+        def __call__(self, x, out=None):
+            return "loud", super().__call__(x, out)
+
+    make, x = MODELS[kind], np.float32([1, -2, 3])
+    model, loud = make(Model), make(Loud)
+    expected = model(x)
+    assert loud(x)[0] == loud(x, out=None)[0] == "loud"
+    assert_same_bits(loud(x)[1], expected)
+    Model.__call__ = lambda self, *args, **named: (self, args, named)
+    for other in (model, make(Model)):
+        assert other(x) == (other, (x,), {})
+        assert other(x, out=1, more=2) == (other, (x,), {"out": 1, "more": 2})
+    Model.__call__ = model  # which calls itself
+    with pytest.raises(RecursionError):
+        model(x)
+    del Model.__call__
+    assert_same_bits(model(x), expected)
+    assert_same_bits(make(Model)(x), expected)
+
+
 def test_subclass_survives_pickle_and_copies():
     layer = Doubled(5, 4, rng=0)
     for other in (pickle.loads(pickle.dumps(layer)), copy.copy(layer), copy.deepcopy(layer), layer.astype("d")):
