@@ -80,6 +80,7 @@ def load(isa: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
 
 def save(hunts: list[dict[str, Any]], isa: str, folder: Path = FOLDER) -> None:
     """Write the whole file or none of it."""
+    folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"hunt-{isa}.json"
     beside = file.with_suffix(".part")
     beside.write_text(json.dumps({"hunts": hunts}, indent=0) + "\n")

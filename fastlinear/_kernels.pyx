@@ -13,8 +13,8 @@ b runs over the batch (BLAS's m), o over out_features (n), i over in_features (k
 here are the loops around them, which choose what stays in which cache and what each thread does:
 
     few rows      W streams past them once, and is read where it lies      forward_dots, stream
-    many rows     product(): both operands are packed, as in BLIS
-    few features  W stays in registers                                     forward_narrow
+    many rows     W is packed, or both operands, as in BLIS                forward_packed, product
+    few features  W stays in registers, or is taken as one line            forward_narrow, thin, column
 
 They divide the outputs among tiles, blocks and threads in any way that is fast, but the order in which one output's
 terms are added is fixed by K_BLOCK_BYTES, LONG_BLOCKS, O_BLOCK and the tiles alone, so no result depends on the batch,
@@ -546,6 +546,10 @@ cdef void stream(const real* x, const real* grad_output, real scale, real* weigh
         i0 += width
 
 
+cdef inline bint is_thin(Py_ssize_t ins, const real* dtype) noexcept nogil:
+    return ins * <Py_ssize_t> sizeof(real) <= MOST_COLS * VECTOR_BYTES
+
+
 cdef enum InputWay:
     CHAINS, STREAM, PRODUCT
 
@@ -555,10 +559,11 @@ cdef inline InputWay grad_input_way(Py_ssize_t batch, Py_ssize_t ins, Py_ssize_t
     """Few rows stream, unless columns are so few that their chains of additions would wait for themselves. From four rows on
     there are chains enough, and what counts is where W comes from."""
     cdef Py_ssize_t vectors = pieces(ins, VECTOR_BYTES // <int> sizeof(real))
-    cdef bint thin = vectors <= MOST_COLS
     if batch < COPIED_BATCH:
-        return CHAINS if thin and batch * vectors <= 12 and batch * out_features > O_BLOCK else STREAM
-    return STREAM if batch < FAR_ROWS and not thin and is_past_l2(in_features * out_features, dtype) else PRODUCT
+        return CHAINS if is_thin(ins, dtype) and batch * vectors <= 12 and batch * out_features > O_BLOCK else STREAM
+    if batch < FAR_ROWS and not is_thin(ins, dtype) and is_past_l2(in_features * out_features, dtype):
+        return STREAM
+    return PRODUCT
 
 
 cdef void grad_input_part(const real* grad_output, const real* weight, real* out, Py_ssize_t b_begin, Py_ssize_t b_end,
@@ -632,10 +637,9 @@ cdef void update_part(const real* x, const real* grad_output, real lr, real* wei
                       Py_ssize_t i_begin, Py_ssize_t i_end, Py_ssize_t in_features, Py_ssize_t out_features,
                       char* scratch) noexcept nogil:
     cdef Py_ssize_t ins = i_end - i_begin
-    cdef bint streams = grad_input_way(min(batch, COPIED_BATCH - 1), ins, in_features, out_features, x) == STREAM
-    cdef bint thin = ins * <Py_ssize_t> sizeof(real) <= MOST_COLS * VECTOR_BYTES
-    if (out != NULL and 0 < batch <= MOST_ROWS and in_features > 1 and out_features > 0 and streams
-            and (batch < COPIED_BATCH or not thin)):
+    cdef bint few = batch <= MOST_ROWS and (batch < COPIED_BATCH or not is_thin(ins, x))
+    if (out != NULL and batch and out_features and in_features > 1 and few
+            and grad_input_way(batch, ins, in_features, out_features, x) != CHAINS):
         stream(x, grad_output, -lr, weight, out, batch, i_begin, i_end, in_features, out_features, scratch)
     else:
         if out != NULL:

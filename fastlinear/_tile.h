@@ -2,11 +2,12 @@
 
    forward, whose sums have lanes that run along k (in_features):
      dot_tile     rows of x by rows of W, both as they are
-     lanes_tile   the same from a packed panel of W, or of x: lanes run along the outputs, or along the batch
+     lanes_tile   the same from a packed panel of W: the vectors run along the outputs
      narrow_tile  the same for a k so short that all of a panel stays in registers (32 of them; else in L1)
    grad_input, grad_weight, whose sums are plain chains:
      axpy_tile    y[r][i] += sum over s of a[r][s] v[s][i]: a scalar for a whole vector; operands packed or as they are
      chains_tile  the same for few y: the blocks of s that are added up apart go side by side
+     thin_tile    grad_weight of few rows where a row of W is less than a vector, and column, where it is one element
      update_tile  both axpys of a backward_update for one example, or the first alone
 
    A tile keeps rows x cols vectors of sums in registers: as many as there are, less those for the operands, because
@@ -39,14 +40,13 @@
    for the vector's eight streams gained nothing from L2 or L3 and cost a tenth from memory; the next rows, into L2, are
    another matter (`ahead`).
 
-   A lanes_tile is LANES_ROWS by 64 bytes, with LANES_AT_ONCE lanes of k side by side. 2x3, 3x4 and 6x4 vectors with 4, 2
-   and 1 lanes at once were slower on AVX-512 than six rows of one vector with four lanes (80, 87, 98 against 110 GFLOP/s
-   at 256x256, batch 256, when a sum had 16 lanes). On AVX2 three rows of two vectors with two lanes at once store half as
-   many sums of lanes as six rows with one, and read the panel twice as often: up to 15 % faster for k to 800, equal beyond.
-   A store of 32 bytes costs Zen 3 a cycle of both its multiply-add units, so that forward with a short k waits for
-   storing those sums and adding them up: 7 additions and 4 stores for k multiply-adds. With 16 lanes it was twice that, and a
-   dot_tile on AVX2 walked along k twice: forward at random layers took 1.05 to 1.4 times as long. Learning row by row, one
-   chain of additions, was faster with them: a tenth with 64 features and a half with 784, if the rows are in the cache. */
+   A lanes_tile is LANES_ROWS by two vectors, and goes along k once for each lane. On AVX2, in parts of the multiply-add
+   peak at k = 30, 100, 1024: 0.72, 0.91, 0.86. Slower were 3x2, 2x2, 5x2, 6x2 tiles, 4x3 (0.60, 0.86, 0.91), two lanes at once, a
+   prefetch of the panel or of the next rows of x, which pushes out what L1 holds, and shorter blocks of k. On AVX-512, when a sum
+   had 16 lanes, 2x3, 3x4 and 6x4 vectors were slower than six rows (80, 87, 98 against 110 GFLOP/s at 256 squared).
+   Stores are what a short k waits for: 32 bytes cost Zen 3 a cycle of both its multiply-add units. So no more sums go to
+   memory than one for each level of the tree in which lanes meet. Packing x as well, in panels that lanes of the batch
+   share, was no faster at any shape once this was so. */
 enum { MOST_ROWS = 6, MOST_COLS = 8, NARROW = 16, FAR_STEPS = 64, PANELS = 8, PANEL_VECTORS = 2, THIN_OUTS = 128 };
 #if VECTOR_REGISTERS == 32
 enum { DOT_ROWS = 6, UPDATE_ROWS = 6, LANES_ROWS = 6 };
