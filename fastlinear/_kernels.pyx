@@ -101,6 +101,8 @@ cdef enum:
     FAR_BYTES = 1 << 24    # a W of that size comes from memory: prefetching the next rows into L2 gains a third there,
                            # for a vector; where W lies in L3 it costs a tenth
     GRAIN = 16             # threads: columns come in so many, 64 bytes of float32
+    L1_BYTES = 24576       # forward: panels of W that stay in L1, if they are short enough for so many: from L2 they cost
+    PANELS_IN_L1 = 4       # up to 45 % more. With fewer, rows of the output would be written in too short pieces
     COPIED_BATCH = 4       # forward, grad_input: for fewer rows than that no copy pays, and to weigh it up costs 15 ns
     LONG_ROWS = 64         # forward: rows of x and outputs that go through all long blocks of k together
     LONG_OUTS = 256
@@ -253,6 +255,7 @@ cdef void forward_packed(const real* x, const real* weight, const real* bias, re
                          char* scratch) noexcept nogil:
     """Many rows: some panels of W at a time are transposed, stay in L1 or L2, and serve all rows of x."""
     cdef Py_ssize_t size = sizeof(real), wide = PANEL_VECTORS * (VECTOR_BYTES // size), k0 = 0, k, o, o0, o1, b, panel
+    cdef Py_ssize_t most
     cdef int high = even_piece(batch, LANES_ROWS)
     cdef real* packed = <real*> (scratch + PANEL_AT)
     cdef Ending end
@@ -261,9 +264,12 @@ cdef void forward_packed(const real* x, const real* weight, const real* bias, re
         k = min(K_BLOCK_BYTES // size, in_features - k0)
         end.first = k0 == 0
         panel = LANE_BYTES // size * (lane_stride_f32(k) if real is float else lane_stride_f64(k))
+        most = L1_BYTES // (panel * size)
+        if most < PANELS_IN_L1:
+            most = PANEL_BYTES // (panel * size)
         o0 = 0
         while o0 < outs:
-            o1 = min(o0 + PANEL_BYTES // (panel * size) * wide, outs)
+            o1 = min(o0 + most * wide, outs)
             o = o0
             while o < o1:
                 pack_lanes(<int> min(wide, o1 - o), k, weight + o * row + k0, row, packed + (o - o0) // wide * panel)
