@@ -74,11 +74,13 @@ cdef enum:
                            # each block ends in a sum over lanes
     LONG_BLOCKS = 32       # forward: so many blocks of k make a long one. The sums of long blocks are added up in turn:
                            # a million terms of one sign would lose three times as much to a single chain of blocks
-    O_BLOCK = 384          # grad_input: a block of o, which bounds the error of a long one-signed sum as a BLAS does
+    O_BLOCK = 256          # grad_input: a block of o, which bounds the error of a long one-signed sum as a BLAS does. With
+                           # 384, a panel and the rows that pass it left L1 in float64: up to 12 % slower
 
     # Free to tune: no result depends on them.
     B_BLOCK = 256          # grad_weight: rows of x that a tile adds up before it goes back to memory
-    A_BYTES = 1 << 19      # product: packed rows of one operand, which serve every panel of the other
+    A_BYTES = 5 << 17      # product: packed rows of one operand, which serve every panel of the other: the other is packed
+                           # anew for each so many rows, and 320 of float64 are one block, which is a tenth for 256
     PANEL_BYTES = 1 << 18  # product: a panel of the other operand, packed or where it lies
     RUN_BYTES = 1 << 16    # product: packed panels that a tile of rows passes before the next tile does, so that y is
                            # written in long pieces. One panel at a time (BLIS's order) costs 5 % at 1024 squared and

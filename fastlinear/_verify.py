@@ -24,7 +24,7 @@ SCALE = 0.5
 """The scale of the second accumulation, which checks that the first is kept."""
 LIMIT = 4.0
 """What |got - exact| may be in any case, in units of eps · Σ|a||b|, for each element of each output: see _limits()."""
-LANE_BYTES, K_BLOCK_BYTES, LONG_BLOCKS, O_BLOCK = 32, 4096, 32, 384
+LANE_BYTES, K_BLOCK_BYTES, LONG_BLOCKS, O_BLOCK = 32, 4096, 32, 256
 """Of the order that is promised (docs/reliability.md, The bits of a result)."""
 
 

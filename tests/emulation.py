@@ -22,7 +22,7 @@ import numpy as np
 LANE_BYTES = 32  # forward: element k is added in lane k mod 8 (float64: 4)
 K_BLOCK_BYTES = 4096  # forward: lanes are added up after so many bytes of k
 LONG_BLOCKS = 32  # forward: the sums of so many blocks are added up before they meet the others
-O_BLOCK = 384  # grad_input: a chain over out is at most so long
+O_BLOCK = 256  # grad_input: a chain over out is at most so long
 
 quiet = np.errstate(all="ignore")
 """Overflow, 0 · inf and the like give what IEEE 754 says, without a warning."""

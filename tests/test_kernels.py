@@ -38,7 +38,7 @@ FIFTH = 5
 """Of so many sizes each run takes one. 5 divides the length of no list below, so each value on them comes with some."""
 
 # Both sides of the edges where a kernel begins to do something else: the widths of axpy tiles (2 to 8 vectors of 16 to
-# 64 bytes), the blocks of the three sums (k: 1024 float32, 512 float64; o: 384; b: 256), the columns that wait in L1
+# 64 bytes), the blocks of the three sums (k: 1024 float32, 512 float64; o: 256; b: 256), the columns that wait in L1
 # (4096 for one float32 vector, fewer for more rows), the batches and outputs from which forward copies or turns an
 # operand, layers of up to 40 features, a W of more than 16 MiB, whose next rows are fetched ahead, and long blocks of k
 # (32768 float32, 16384 float64). The edges of what goes through long blocks together are in tests/test_space.py.
@@ -46,7 +46,7 @@ EDGES = (48, 64, 80, 96, 128, 256, 512, 1024, 2048)
 WIDTHS = sorted({edge + step for edge in EDGES for step in (-1, 0, 1)})
 BLOCKS = [
     *product((1, 3, 7), WIDTHS, (9,)),
-    *product((1, 4, 6, 7), (5, 70, 515), (255, 257, 383, 384, 385, 769)),
+    *product((1, 4, 6, 7), (5, 70, 515), (255, 256, 257, 385, 513, 769)),
     *product((1, 5, 7), (2049, 4097), (385, 769)),
     *product((127, 128, 129, 255, 256, 257, 385, 513), (21, 67), (11,)),
     *product((7, 8, 9, 11, 63, 64, 65), (39, 1030), (3, 4, 15, 16, 17, 33)),
