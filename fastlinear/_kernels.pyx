@@ -99,6 +99,7 @@ cdef enum:
     THIN_BYTES = 64        # grad_weight: with fewer bytes of columns than that, and more rows of x than their cube
     TURNED = 700           # divided by so much, the lanes run along the outputs. For grad_input that pays at no batch
     CHUNK_BYTES = 16384    # stream: columns of the output that stay in L1 while rows of W pass
+    LOWER_ROWS = 4         # product: rows of tiles for few columns
     STREAMS = 8            # stream: rows of W that pass together
     FAR_BYTES = 1 << 24    # a W of that size comes from memory: prefetching the next rows into L2 gains a third there,
                            # for a vector; where W lies in L3 it costs a tenth
@@ -157,15 +158,18 @@ cdef void product(bint running, real a_scale, const real* a, Py_ssize_t a_row, P
     """
     cdef Py_ssize_t size = sizeof(real), n, r0, r1, r, c0, c, width, most, wide, run, block, k0 = 0
     cdef Py_ssize_t k_block = O_BLOCK if not running else B_BLOCK if rows > 1 else STREAMS
-    cdef int high, tall
+    cdef int high, tall, tallest = MOST_ROWS
     cdef bint pack_a, pack_b
     cdef axpy_mode mode
     cdef real* packed_a = <real*> (scratch + A_AT)
     cdef real* packed_b = <real*> (scratch + PANEL_AT)
+    # Columns for which the tallest tiles are just too narrow go in one lower tile, not in two.
+    if AXPY_COLS[MOST_ROWS] < pieces(cols, VECTOR_BYTES // size) <= AXPY_COLS[LOWER_ROWS]:
+        tallest = LOWER_ROWS
     while k0 < k:
         n = min(k_block, k - k0)
         mode = AXPY_CONTINUE if running else AXPY_ADD if k0 else AXPY_START
-        high = 1 if k < FOLDED and cols * size >= FOLDED_BYTES else even_piece(rows, MOST_ROWS)
+        high = 1 if k < FOLDED and cols * size >= FOLDED_BYTES else even_piece(rows, tallest)
         wide = AXPY_COLS[high] * (VECTOR_BYTES // size)
         pack_a = a_scale != 1 or (rows > 1 and cols > 2 * wide)
         pack_b = b_scale != 1 or (rows >= (FAR_ROWS if is_past_l2(k * cols, b) else PACKED_ROWS) and n >= PACKED_STEPS)
