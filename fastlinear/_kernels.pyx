@@ -79,8 +79,8 @@ cdef enum:
 
     # Free to tune: no result depends on them.
     B_BLOCK = 256          # grad_weight: rows of x that a tile adds up before it goes back to memory
-    A_BYTES = 5 << 17      # product: packed rows of one operand, which serve every panel of the other: the other is packed
-                           # anew for each so many rows, and 320 of float64 are one block, which is a tenth for 256
+    A_BYTES = 5 << 17      # product: packed columns of grad_output, which serve every panel of the other operand. For each so
+                           # many the other is packed anew
     PANEL_BYTES = 1 << 18  # product: a panel of the other operand, packed or where it lies
     RUN_BYTES = 1 << 16    # product: packed panels that a tile of rows passes before the next tile does, so that y is
                            # written in long pieces. One panel at a time (BLIS's order) costs 5 % at 1024 squared and
@@ -99,6 +99,8 @@ cdef enum:
     THIN_BYTES = 64        # grad_weight: with fewer bytes of columns than that, and more rows of x than their cube
     TURNED = 700           # divided by so much, the lanes run along the outputs. For grad_input that pays at no batch
     CHUNK_BYTES = 16384    # stream: columns of the output that stay in L1 while rows of W pass
+    PACKED_COLS = 5        # product: for more columns than so many panels, rows that lie side by side are packed: columns of
+                           # grad_output. Those of grad_input lie as a tile reads them, and a copy cost 7 to 60 %
     LOWER_ROWS = 4         # product: rows of tiles for 3 or 5 vectors of columns on AVX2: up to half faster
     STREAMS = 8            # stream: rows of W that pass together
     FAR_BYTES = 1 << 24    # a W of that size comes from memory: prefetching the next rows into L2 gains a third there,
@@ -150,16 +152,17 @@ cdef inline bint comes_from_memory(Py_ssize_t in_features, Py_ssize_t out_featur
 cdef void product(bint running, real a_scale, const real* a, Py_ssize_t a_row, Py_ssize_t a_k, real b_scale,
                   const real* b, Py_ssize_t b_k, real* y, Py_ssize_t y_row, Py_ssize_t rows, Py_ssize_t cols,
                   Py_ssize_t k, char* scratch) noexcept nogil:
-    """y (rows, cols) from a_scale a (rows, k), whose elements are a_row and a_k apart, one of them 1, and b_scale b (k, cols).
+    """y (rows, cols) from a_scale a (rows, k), whose elements are a_row and a_k apart, and b_scale b (k, cols). One of them is 1,
+    and a_row, if there is a scale.
     `running`: a left fold over k, which goes on from y; else a fresh sum, block of k after block.
 
-    BLIS's loops: a block of k after another (4), of rows of a, which are packed (3), some panels of b after others (2),
-    which are packed if there are rows enough to pay for it, and then tiles (1).
+    BLIS's loops: a block of k after another (4), of rows of a (3), some panels of b after others (2), and then tiles (1).
+    a and b are packed where that pays.
     """
-    cdef Py_ssize_t size = sizeof(real), n, r0, r1, r, c0, c, width, most, wide, run, block, k0 = 0
+    cdef Py_ssize_t size = sizeof(real), n, r0, r1, c0, c, width, most, wide, run, block, k0 = 0
     cdef Py_ssize_t k_block = O_BLOCK if not running else B_BLOCK if rows > 1 else STREAMS
     cdef Py_ssize_t vectors = pieces(cols, VECTOR_BYTES // size)
-    cdef int high, tall, tallest = MOST_ROWS
+    cdef int high, tallest = MOST_ROWS
     cdef bint pack_a, pack_b
     cdef axpy_mode mode
     cdef real* packed_a = <real*> (scratch + A_AT)
@@ -172,7 +175,7 @@ cdef void product(bint running, real a_scale, const real* a, Py_ssize_t a_row, P
         mode = AXPY_CONTINUE if running else AXPY_ADD if k0 else AXPY_START
         high = 1 if k < FOLDED and cols * size >= FOLDED_BYTES else even_piece(rows, tallest)
         wide = AXPY_COLS[high] * (VECTOR_BYTES // size)
-        pack_a = a_scale != 1 or (rows > 1 and cols > 2 * wide)
+        pack_a = a_scale != 1 or (a_row == 1 and rows > 1 and cols > PACKED_COLS * wide)
         pack_b = b_scale != 1 or (rows >= (FAR_ROWS if is_past_l2(k * cols, b) else PACKED_ROWS) and n >= PACKED_STEPS)
         block = max(A_BYTES // (n * high * size), 1) * high if pack_a else rows
         # How much of b is prepared at once: some panels that share cache lines, or what stays in L2 as it is.
@@ -185,14 +188,8 @@ cdef void product(bint running, real a_scale, const real* a, Py_ssize_t a_row, P
         r0 = 0
         while r0 < rows:
             r1 = min(r0 + block, rows)
-            if pack_a and a_row == 1:
+            if pack_a:
                 copy_scaled(n, r1 - r0, high, a + k0 * a_k + r0, a_k, a_scale, packed_a)
-            elif pack_a:
-                r = r0
-                while r < r1:
-                    tall = <int> min(high, r1 - r)
-                    pack(tall, n, a + r * a_row + k0, a_row, tall, packed_a + (r - r0) * n)
-                    r += tall
             c0 = 0
             while c0 < cols:
                 width = min(most, cols - c0)
