@@ -130,19 +130,19 @@ def run_case(kernel, dtype, sizes, periods, threads):
 ALL = 2**60
 CASES = {
     "forward": {
-        "x, dots": ((rows(SHORT), SHORT, 1), (48, ALL, ALL)),
+        "x, dots": ((rows(SHORT), SHORT, 2), (48, ALL, ALL)),
+        "x, one output": ((rows(SHORT), SHORT, 1), (48, ALL, ALL)),
         "x, packed": ((rows(SHORT), SHORT, 16), (48, ALL, ALL)),
         "x, long": ((rows(LONG), LONG, 3), (12, ALL, ALL)),
-        "x, narrow": ((rows(16), 16, 1), (3 * 2**14, ALL, ALL)),
+        "x, narrow": ((rows(16), 16, 2), (3 * 2**14, ALL, ALL)),
         "weight, dots": ((3, SHORT, rows(SHORT)), (ALL, ALL, 48)),
-        "weight, turned": ((16, SHORT, rows(SHORT)), (ALL, ALL, 48)),
         "weight, long": ((3, LONG, rows(LONG)), (ALL, ALL, 12)),
         "weight, packed": ((25, 32, pieces(32, 3 * 2**15)), (1, ALL, 3 * 2**15)),
         "weight, narrow": ((2, 16, pieces(16, 3 * 2**15)), (1, ALL, 3 * 2**15)),
         "output, packed": ((rows(LONG), 17, LONG), (12, ALL, ALL)),
         "output, narrow": ((rows(LONG), 4, LONG), (12, ALL, ALL)),
         "output, dots": ((3, 0, pieces(3)), (1, ALL, PIECE)),
-        "output and weight, turned": ((16, 17, pieces(16, 3 * 2**15)), (1, ALL, 3 * 2**15)),
+        "output and weight, packed": ((16, 17, pieces(16, 3 * 2**15)), (1, ALL, 3 * 2**15)),
     },
     "grad_input": {
         "weight, one": ((1, LONG, rows(LONG)), (ALL, ALL, 12)),

@@ -55,27 +55,33 @@ FAR = [
     Point("grad_input", "float32", 70, 2100, 400, 9),
     Point("update", "float64", 1, 4200, 390, 9),
     Point("grad_weight", "float32", 300, 1100, 9, 7),
-    # Turned sums with a bias, which AVX2's rule takes almost nowhere.
+    # Packed: more panels of W than stay in L2 together.
     Point("forward", "float32", 16, 64, 2000, 1),
     # Long rows for more than 64 rows of x, or 256 outputs; none, and a bias of -0; no outputs.
     Point("forward", "float64", 65, 16400, 3, 5),
     Point("forward", "float64", 2, 16400, 259, 5),
     Point("forward", "float32", 5, 0, 17, 2, values="zeros"),
     Point("grad_input", "float32", 5, 40, 0, 3),
-    # Lanes along the batch: more outputs than wait at a time, two blocks of k; along the outputs, two of the batch.
+    # Packed: one block of k, and two with panels of each past what stays in L2; one output, which is a vector of rows.
     Point("forward", "float32", 32, 70, 100, 3),
     Point("forward", "float64", 64, 520, 400, 7),
+    Point("forward", "float32", 301, 70, 1, 5),
+    # Few columns, with lanes along the outputs: two blocks of the batch; more outputs than are turned at a time.
     Point("grad_weight", "float32", 300, 7, 100, 5),
+    Point("grad_weight", "float32", 40, 7, 2400, 5),
     # More rows than are packed at a time, and two blocks of what is summed over.
     Point("forward", "float64", 160, 520, 64, 3),
     Point("grad_input", "float64", 200, 140, 400, 7),
     Point("grad_weight", "float64", 260, 70, 300, 5),
-    # A few columns of a few rows: more blocks of o than go side by side; a thread that has no others.
+    # A few columns of a few rows: more blocks of o than go side by side; a thread that has no others, and one with two
+    # whole vectors (AVX2's); three vectors, of which two blocks go side by side, and seven, of which one does.
     Point("grad_input", "float64", 3, 2, 3900, 2),
     Point("grad_input", "float32", 3, 18, 400, 2),
+    Point("grad_input", "float32", 3, 21, 1546, 1),
+    Point("grad_input", "float32", 1, 53, 1200, 1),
     # The sign of a NaN.
     Point("update", "float32", 2, 7, 8, 7, scale=0.0, values="special", seed=947307778),
-    # A layer of one feature, whose gradient lies as its outputs do; a thin one that is updated by few rows.
+    # One feature, whose gradient lies as the outputs do; two and few rows, whose gradient is one line.
     Point("grad_weight", "float32", 89, 1, 998, 7, scale=1.0),
     Point("update", "float64", 2, 2, 2027, 3),
 ]
