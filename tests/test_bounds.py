@@ -37,8 +37,8 @@ def small(side):
 
 
 # Past each block by one, so that the last has a single element, row or column, or by what fills half a tile: blocks of
-# k, of outputs, of columns and of the batch; by dots and packed, of few features and of many; long blocks of k; a W that
-# is fetched ahead.
+# k, of outputs, of columns and of the batch; by dots and packed, of few features and of many; long blocks of k; a W
+# that is fetched ahead; blocks of outputs side by side, for a few columns of a few rows.
 LARGE = [
     *product((1, 3, 7), (513, 1025, 2049, 4097), (9, 385)),
     *product((17, 33, 257), (39, 513, 1025), (49, 65)),
@@ -46,6 +46,7 @@ LARGE = [
     *product((1, 5, 33), (2**14 + 1, 2**15 + 1), (3,)),
     (33, 2**14 + 1, 129),
     (1, 2049, 2060),
+    *product((1, 3), (2, 13), (385, 770)),
 ]
 
 
