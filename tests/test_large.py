@@ -156,6 +156,8 @@ CASES = {
     "grad_weight": {
         "grad_weight": ((3, LONG, rows(LONG)), (ALL, ALL, 12)),
         "grad_weight, direct": ((2, 48, pieces(48, 3 * 2**14)), (1, ALL, 3 * 2**14)),
+        "grad_weight, thin": ((2, 3, pieces(3, 3 * 2**17)), (1, ALL, 3 * 2**17)),
+        "grad_weight, turned": ((6, 2, pieces(2, 3 * 2**17)), (1, ALL, 3 * 2**17)),
         "x": ((rows(SHORT), SHORT, 2), (48, ALL, ALL)),
         "x, direct": ((rows(64), 64, 1), (3 * 2**13, ALL, ALL)),
         "grad_output": ((rows(LONG), 1, LONG), (12, ALL, ALL)),
