@@ -163,8 +163,8 @@ class Build(build_ext):
                 self.compiler.initialize()  # finds MSVC, whose linker and libraries stay
             self.compiler.cc = CLANG_CL
         compile_flags, link_flags = self.flags()
-        # A loop of a tile begins a line of the instruction cache, however seldom GCC believes that it turns: 1 % faster, and
-        # up to a fifth where the core's other thread is busy.
+        # A loop of a tile begins a line of the instruction cache, however seldom GCC believes that it turns: 1 %
+        # faster, and up to a fifth where the core's other thread is busy.
         flags = () if MSVC else ("-falign-loops=64", "--param=align-loop-iterations=0")
         aligned = [flag for flag in flags if self.takes(flag)]
         for module in self.extensions:

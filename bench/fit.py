@@ -4,9 +4,9 @@
     python bench/fit.py                         a minute for each dtype, the best instruction set
     python bench/fit.py --seconds 600 --isa avx2
 
-Times both ways at random points, one thread, and fits by least squares how much more of its time, relative to the
-faster way, a sum by dots takes than a packed one. It prints the constants, and how much time the rule as it is compiled and
-the rule as fitted lose against the faster way of each point. A rule that loses less by 1 % is worth taking.
+Times both ways at random points, one thread, and fits by least squares how much longer dots take than packed, relative
+to the faster of the two. It prints the constants, and how much time the rule as it is compiled and the rule as fitted
+lose against the faster way of each point. A rule that loses less by 1 % is worth taking.
 """
 
 from __future__ import annotations

@@ -56,9 +56,10 @@ cdef extern from "_tile.h" nogil:
     void axpy(int rows, Py_ssize_t width, Py_ssize_t steps, const void* a, Py_ssize_t a_row, Py_ssize_t a_step,
               const void* v, Py_ssize_t v_row, void* y, Py_ssize_t y_row, Py_ssize_t next, axpy_mode mode)
     void chains(int n, int width, Py_ssize_t steps, const void* a, const void* v, Py_ssize_t v_row, void* y, bint first)
-    void column(Py_ssize_t outs, Py_ssize_t steps, const void* x, const void* g, Py_ssize_t g_row, double scale, void* y)
-    void thin(int cols, Py_ssize_t outs, Py_ssize_t steps, const void* x, Py_ssize_t x_row, const void* g, Py_ssize_t g_row,
-              double scale, void* y, void* room)
+    void column(Py_ssize_t outs, Py_ssize_t steps, const void* x, const void* g, Py_ssize_t g_row, double scale,
+                void* y)
+    void thin(int cols, Py_ssize_t outs, Py_ssize_t steps, const void* x, Py_ssize_t x_row, const void* g,
+              Py_ssize_t g_row, double scale, void* y, void* room)
     void update_rows(int rows, Py_ssize_t width, const void* x, const void* g, double scale, void* w, Py_ssize_t w_row,
                      void* y, bint first, Py_ssize_t ahead)
     void pack(int rows, Py_ssize_t k, const void* a, Py_ssize_t row, int height, void* to)
@@ -74,13 +75,13 @@ cdef enum:
                            # each block ends in a sum over lanes
     LONG_BLOCKS = 32       # forward: so many blocks of k make a long one. The sums of long blocks are added up in turn:
                            # a million terms of one sign would lose three times as much to a single chain of blocks
-    O_BLOCK = 256          # grad_input: a block of o, which bounds the error of a long one-signed sum as a BLAS does. With
-                           # 384, a panel and the rows that pass it left L1 in float64: up to 12 % slower
+    O_BLOCK = 256          # grad_input: a block of o, which bounds the error of a long one-signed sum as a BLAS does.
+                           # With 384, a panel and the rows that pass it left L1 in float64: up to 12 % slower
 
     # Free to tune: no result depends on them.
     B_BLOCK = 256          # grad_weight: rows of x that a tile adds up before it goes back to memory
-    A_BYTES = 5 << 17      # product: packed columns of grad_output, which serve every panel of the other operand. For each so
-                           # many the other is packed anew
+    A_BYTES = 5 << 17      # product: packed columns of grad_output, which serve every panel of the other operand. For
+                           # each so many the other is packed anew
     PANEL_BYTES = 1 << 18  # product: a panel of the other operand, packed or where it lies
     RUN_BYTES = 1 << 16    # product: packed panels that a tile of rows passes before the next tile does, so that y is
                            # written in long pieces. One panel at a time (BLIS's order) costs 5 % at 1024 squared and
@@ -99,15 +100,15 @@ cdef enum:
     THIN_BYTES = 64        # grad_weight: with fewer bytes of columns than that, and more rows of x than their cube
     TURNED = 700           # divided by so much, the lanes run along the outputs. For grad_input that pays at no batch
     CHUNK_BYTES = 16384    # stream: columns of the output that stay in L1 while rows of W pass
-    PACKED_COLS = 5        # product: for more columns than so many panels, rows that lie side by side are packed: columns of
-                           # grad_output. Those of grad_input lie as a tile reads them, and a copy cost 7 to 60 %
+                           # columns of grad_output. Those of grad_input lie as a tile reads them; a copy cost 7 to 60 %
+                           # of grad_output. Those of grad_input lie as a tile reads them; a copy cost 7 to 60 %
     LOWER_ROWS = 4         # product: rows of tiles for 3 or 5 vectors of columns on AVX2: up to half faster
     STREAMS = 8            # stream: rows of W that pass together
     FAR_BYTES = 1 << 24    # a W of that size comes from memory: prefetching the next rows into L2 gains a third there,
                            # for a vector; where W lies in L3 it costs a tenth
     GRAIN = 16             # threads: columns come in so many, 64 bytes of float32
-    L1_BYTES = 24576       # forward: panels of W that stay in L1, if they are short enough for so many: from L2 they cost
-    PANELS_IN_L1 = 4       # up to 45 % more. With fewer, rows of the output would be written in too short pieces
+    L1_BYTES = 24576       # forward: panels of W that stay in L1, if they are short enough for so many: from L2 they
+    PANELS_IN_L1 = 4       # cost up to 45 % more. With fewer, rows of the output would be written in too short pieces
     COPIED_BATCH = 4       # forward, grad_input: for fewer rows than that no copy pays, and to weigh it up costs 15 ns
     LONG_ROWS = 64         # forward: rows of x and outputs that go through all long blocks of k together
     LONG_OUTS = 256
@@ -152,12 +153,12 @@ cdef inline bint comes_from_memory(Py_ssize_t in_features, Py_ssize_t out_featur
 cdef void product(bint running, real a_scale, const real* a, Py_ssize_t a_row, Py_ssize_t a_k, real b_scale,
                   const real* b, Py_ssize_t b_k, real* y, Py_ssize_t y_row, Py_ssize_t rows, Py_ssize_t cols,
                   Py_ssize_t k, char* scratch) noexcept nogil:
-    """y (rows, cols) from a_scale a (rows, k), whose elements are a_row and a_k apart, and b_scale b (k, cols). One of them is 1,
-    and a_row, if there is a scale.
+    """y (rows, cols) from a_scale a (rows, k), whose elements are a_row and a_k apart, and b_scale b (k, cols). One of
+    these is 1, namely a_row if there is a scale.
     `running`: a left fold over k, which goes on from y; else a fresh sum, block of k after block.
 
-    BLIS's loops: a block of k after another (4), of rows of a (3), some panels of b after others (2), and then tiles (1).
-    a and b are packed where that pays.
+    BLIS's loops: a block of k after another (4), of rows of a (3), some panels of b after others (2), and then tiles
+    (1). a and b are packed where that pays.
     """
     cdef Py_ssize_t size = sizeof(real), n, r0, r1, c0, c, width, most, wide, run, block, k0 = 0
     cdef Py_ssize_t k_block = O_BLOCK if not running else B_BLOCK if rows > 1 else STREAMS
@@ -197,9 +198,10 @@ cdef void product(bint running, real a_scale, const real* a, Py_ssize_t a_row, P
                     copy_scaled(n, width, <int> wide, b + k0 * b_k + c0, b_k, b_scale, packed_b)
                 c = c0
                 while c < c0 + width:
-                    tiles(<const real*> packed_a if pack_a else a + r0 * a_row + k0 * a_k, 0 if pack_a else a_row, a_k, high,
-                          <const real*> packed_b + (c - c0) * n if pack_b else b + k0 * b_k + c, 0 if pack_b else b_k, wide,
-                          y + r0 * y_row + c, y_row, r1 - r0, min(run, c0 + width - c), n, mode)
+                    tiles(<const real*> packed_a if pack_a else a + r0 * a_row + k0 * a_k, 0 if pack_a else a_row, a_k,
+                          high, <const real*> packed_b + (c - c0) * n if pack_b else b + k0 * b_k + c,
+                          0 if pack_b else b_k, wide, y + r0 * y_row + c, y_row, r1 - r0, min(run, c0 + width - c), n,
+                          mode)
                     c += run
                 c0 += width
             r0 = r1
@@ -310,8 +312,8 @@ cdef enum Way:
 
 cdef Way cheapest_way(Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t row,
                       const real* dtype) noexcept nogil:
-    """The way that costs least. Dots have a sum over lanes for each of their sums, and packed a copy of W, which more rows
-    share, and the columns of its last panel that are not there. bench/fit.py fits the constants."""
+    """The way that costs least. Dots have a sum over lanes for each of their sums, and packed a copy of W, which more
+    rows share, and the columns of its last panel that are not there. bench/fit.py fits the constants."""
     cdef Py_ssize_t lanes = LANE_BYTES // <Py_ssize_t> sizeof(real)
     cdef Py_ssize_t wide = PANEL_VECTORS * (VECTOR_BYTES // <Py_ssize_t> sizeof(real))
     if in_features <= NARROW and row == in_features and in_features <= 8 * batch and batch * outs >= 16:
@@ -387,8 +389,8 @@ cdef void forward_part(const real* x, const real* weight, const real* bias, real
             for o in range(outs):
                 out[b * out_features + o] = 0 + bias[o] if bias != NULL else 0
     elif in_features <= LONG_BLOCKS * (K_BLOCK_BYTES // <Py_ssize_t> sizeof(real)):
-        forward_block(cheapest_way(batch, in_features, outs, in_features, x), x, weight, bias, out, batch, in_features, outs,
-                      in_features, out_features, far, scratch)
+        forward_block(cheapest_way(batch, in_features, outs, in_features, x), x, weight, bias, out, batch, in_features,
+                      outs, in_features, out_features, far, scratch)
     else:
         forward_long(x, weight, bias, out, batch, in_features, outs, in_features, out_features, far, scratch)
 
@@ -427,8 +429,8 @@ cdef void grad_weight_turned(const real* x, const real* grad_output, real scale,
     while o < outs:
         some = min(most, outs - o)
         pack(<int> some, in_features, <const real*> out + o * in_features, in_features, <int> some, turned)
-        product(True, <real> 1, x, 1, in_features, scale, grad_output + o, out_features, turned, some, in_features, some,
-                batch, scratch)
+        product(True, <real> 1, x, 1, in_features, scale, grad_output + o, out_features, turned, some, in_features,
+                some, batch, scratch)
         pack(<int> in_features, some, <const real*> turned, some, <int> in_features, out + o * in_features)
         o += most
 
@@ -566,8 +568,8 @@ cdef enum InputWay:
 
 cdef inline InputWay grad_input_way(Py_ssize_t batch, Py_ssize_t ins, Py_ssize_t in_features, Py_ssize_t out_features,
                                     const real* dtype) noexcept nogil:
-    """Few rows stream, unless columns are so few that their chains of additions would wait for themselves. From four rows on
-    there are chains enough, and what counts is where W comes from."""
+    """Few rows stream, unless columns are so few that their chains of additions would wait for themselves. From four
+    rows on there are chains enough, and what counts is where W comes from."""
     cdef Py_ssize_t vectors = pieces(ins, VECTOR_BYTES // <int> sizeof(real))
     if batch < COPIED_BATCH:
         return CHAINS if is_thin(ins, dtype) and batch * vectors <= 12 and batch * out_features > O_BLOCK else STREAM

@@ -41,9 +41,10 @@
    another matter (`ahead`).
 
    A lanes_tile is LANES_ROWS by two vectors, and goes along k once for each lane. On AVX2, in parts of the multiply-add
-   peak at k = 30, 100, 1024: 0.72, 0.91, 0.86. Slower were 3x2, 2x2, 5x2, 6x2 tiles, 4x3 (0.60, 0.86, 0.91), two lanes at once, a
-   prefetch of the panel or of the next rows of x, which pushes out what L1 holds, and shorter blocks of k. On AVX-512, when a sum
-   had 16 lanes, 2x3, 3x4 and 6x4 vectors were slower than six rows (80, 87, 98 against 110 GFLOP/s at 256 squared).
+   peak at k = 30, 100, 1024: 0.72, 0.91, 0.86. Slower were 3x2, 2x2, 5x2, 6x2 tiles, 4x3 (0.60, 0.86, 0.91), two lanes at
+   once, a prefetch of the panel or of the next rows of x, which pushes out what L1 holds, and shorter blocks of k. A loop
+   over the lanes that is not unrolled costs a tenth at short k, two steps at a time up to a quarter of float32. On AVX-512,
+   when a sum had 16 lanes, 2x3, 3x4 and 6x4 vectors were slower than six rows (80, 87, 98 against 110 GFLOP/s).
    Stores are what a short k waits for: 32 bytes cost Zen 3 a cycle of both its multiply-add units. So no more sums go to
    memory than one for each level of the tree in which lanes meet. Packing x as well, in panels that lanes of the batch
    share, was no faster at any shape once this was so. */
@@ -354,8 +355,9 @@ INLINE void NAME(narrow_tile)(ptrdiff_t rows, const REAL *x, const REAL *w, cons
 
 /* ---- grad_input and grad_weight */
 
-/* a[r][s] is a[r * a_row + s * a_step]; v and y are `cols` vectors wide, the last of which begins early enough to be whole: its
-   first elements are computed twice. If it is the only one, `tail` of its elements are there. 0: all of the last are new. */
+/* a[r][s] is a[r * a_row + s * a_step]; v and y are `cols` vectors wide, the last of which begins early enough to be
+   whole: its first elements are computed twice. If it is the only one, `tail` of its elements are there. 0: all of the
+   last are new. */
 INLINE void NAME(axpy_tile)(ptrdiff_t steps, const REAL *a, ptrdiff_t a_row, ptrdiff_t a_step,
                             const REAL *v, ptrdiff_t v_row, REAL *y, ptrdiff_t y_row, ptrdiff_t next,
                             enum axpy_mode mode, int tail, const int rows, const int cols) {
@@ -410,7 +412,8 @@ INLINE void NAME(chains_tile)(int width, ptrdiff_t steps, const REAL *a, const R
 }
 
 /* y[o] += sum over s of x[s] (scale g[s][o]): the only column of W. */
-static void NAME(column)(ptrdiff_t outs, ptrdiff_t steps, const REAL *x, const REAL *g, ptrdiff_t g_row, REAL scale, REAL *y) {
+static void NAME(column)(ptrdiff_t outs, ptrdiff_t steps, const REAL *x, const REAL *g, ptrdiff_t g_row, REAL scale,
+                         REAL *y) {
     const VEC scales = NAME(splat)(scale);
 #define COLUMNS(cols, count) { \
         VEC acc[cols]; \
@@ -426,8 +429,9 @@ static void NAME(column)(ptrdiff_t outs, ptrdiff_t steps, const REAL *x, const R
 #undef COLUMNS
 }
 
-/* y[o * cols + i] += sum over s of scale g[s][o] x[s][i] for fewer columns than a vector has lanes: y is one line, along which
-   x repeats itself each `cols` vectors, and each of g comes `cols` times. `room` is for both: see the loop that calls this. */
+/* y[o * cols + i] += sum over s of scale g[s][o] x[s][i] for fewer columns than a vector has lanes: y is one line, along
+   which x repeats itself each `cols` vectors, and each of g comes `cols` times. `room` is for both, steps * cols * WIDTH and
+   steps * (THIN_OUTS * cols + WIDTH) elements. */
 INLINE void NAME(thin_tile)(ptrdiff_t outs, ptrdiff_t steps, const REAL *x, ptrdiff_t x_row, const REAL *g, ptrdiff_t g_row,
                             REAL scale, REAL *y, REAL *room, const int cols) {
     const VEC scales = NAME(splat)(scale);
@@ -533,7 +537,8 @@ static void (*const NAME(axpy_last)[MOST_ROWS + 1][MOST_COLS + 1])(int, AXPY_ARG
         NAME(axpy_tile)(steps, a, a_row, a_step, v, v_row, y, y_row, next, mode, 0, r, AXPY_COLS[r]); \
     while (width) { \
         const ptrdiff_t cols = (width + WIDTH - 1) / WIDTH, now = width > whole ? cols / 2 * WIDTH : width; \
-        NAME(axpy_last)[r][(now + WIDTH - 1) / WIDTH]((int)(now % WIDTH), steps, a, a_row, a_step, v, v_row, y, y_row, next, mode); \
+        NAME(axpy_last)[r][(now + WIDTH - 1) / WIDTH]((int)(now % WIDTH), steps, a, a_row, a_step, v, v_row, y, y_row, \
+                                                      next, mode); \
         width -= now, v += now, y += now; \
     } \
 }
@@ -542,15 +547,18 @@ EACH_ROWS(AXPY)
 static void (*const NAME(axpy_table)[MOST_ROWS + 1])(ptrdiff_t, AXPY_ARGUMENTS) = {EACH_ROWS(AXPY_ENTRY)};
 
 /* n blocks of one row of y, as many times as wide in vectors MOST_COLS at most. */
-static void NAME(chains)(int n, int width, ptrdiff_t steps, const REAL *a, const REAL *v, ptrdiff_t v_row, REAL *y, int first) {
+static void NAME(chains)(int n, int width, ptrdiff_t steps, const REAL *a, const REAL *v, ptrdiff_t v_row, REAL *y,
+                         int first) {
 #define CHAINS(c, j) case (c) * (MOST_COLS + 1) + j: \
         if ((c) * (j) <= MOST_COLS) NAME(chains_tile)(width, steps, a, v, v_row, y, first, j, c); \
         break;
-    switch ((width + WIDTH - 1) / WIDTH * (MOST_COLS + 1) + n) { EACH_SHAPE(CHAINS) EACH_COLS(CHAINS, 7) EACH_COLS(CHAINS, 8) }
+    switch ((width + WIDTH - 1) / WIDTH * (MOST_COLS + 1) + n) {
+        EACH_SHAPE(CHAINS) EACH_COLS(CHAINS, 7) EACH_COLS(CHAINS, 8)
+    }
 }
 
-static void NAME(thin)(int cols, ptrdiff_t outs, ptrdiff_t steps, const REAL *x, ptrdiff_t x_row, const REAL *g, ptrdiff_t g_row,
-                       REAL scale, REAL *y, REAL *room) {
+static void NAME(thin)(int cols, ptrdiff_t outs, ptrdiff_t steps, const REAL *x, ptrdiff_t x_row, const REAL *g,
+                       ptrdiff_t g_row, REAL scale, REAL *y, REAL *room) {
 #define THIN(_, j) case j: if (j < WIDTH) NAME(thin_tile)(outs, steps, x, x_row, g, g_row, scale, y, room, j); break;
     switch (cols) { EACH_COLS(THIN, 0) }
 }

@@ -39,8 +39,8 @@ FIFTH = 5
 
 # Both sides of the edges where a kernel begins to do something else: the widths of axpy tiles (2 to 8 vectors of 16 to
 # 64 bytes), the blocks of the three sums (k: 1024 float32, 512 float64; o: 256; b: 256), the columns that wait in L1
-# (4096 for one float32 vector, fewer for more rows), the batches and outputs from which forward packs W, layers of up to
-# 16 features, a W of more than 16 MiB, whose next rows are fetched ahead, and long blocks of k (32768 float32, 16384
+# (4096 for one float32 vector, fewer for more rows), the batches and outputs from which forward packs W, layers of up
+# to 16 features, a W of more than 16 MiB, whose next rows are fetched ahead, and long blocks of k (32768 float32, 16384
 # float64). The edges of what goes through long blocks together are in tests/test_space.py.
 EDGES = (48, 64, 80, 96, 128, 256, 512, 1024, 2048)
 WIDTHS = sorted({edge + step for edge in EDGES for step in (-1, 0, 1)})
