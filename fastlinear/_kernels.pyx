@@ -100,8 +100,9 @@ cdef enum:
     THIN_BYTES = 64        # grad_weight: with fewer bytes of columns than that, and more rows of x than their cube
     TURNED = 700           # divided by so much, the lanes run along the outputs. For grad_input that pays at no batch
     CHUNK_BYTES = 16384    # stream: columns of the output that stay in L1 while rows of W pass
-                           # columns of grad_output. Those of grad_input lie as a tile reads them; a copy cost 7 to 60 %
-                           # of grad_output. Those of grad_input lie as a tile reads them; a copy cost 7 to 60 %
+    PACKED_COLS = 5            # product: for more columns than so many panels, rows that lie side by side are packed:
+    SPREAD_BYTES = 5 << 19     # columns of grad_output; and if they are spread over so many bytes, a page for each step.
+                           # Rows of grad_output lie as a tile reads them, and a copy cost grad_input 7 to 60 %
     LOWER_ROWS = 4         # product: rows of tiles for 3 or 5 vectors of columns on AVX2: up to half faster
     STREAMS = 8            # stream: rows of W that pass together
     FAR_BYTES = 1 << 24    # a W of that size comes from memory: prefetching the next rows into L2 gains a third there,
@@ -176,7 +177,8 @@ cdef void product(bint running, real a_scale, const real* a, Py_ssize_t a_row, P
         mode = AXPY_CONTINUE if running else AXPY_ADD if k0 else AXPY_START
         high = 1 if k < FOLDED and cols * size >= FOLDED_BYTES else even_piece(rows, tallest)
         wide = AXPY_COLS[high] * (VECTOR_BYTES // size)
-        pack_a = a_scale != 1 or (a_row == 1 and rows > 1 and cols > PACKED_COLS * wide)
+        pack_a = a_scale != 1 or (
+            a_row == 1 and rows > 1 and (cols > PACKED_COLS * wide or n * a_k * size > SPREAD_BYTES))
         pack_b = b_scale != 1 or (rows >= (FAR_ROWS if is_past_l2(k * cols, b) else PACKED_ROWS) and n >= PACKED_STEPS)
         block = max(A_BYTES // (n * high * size), 1) * high if pack_a else rows
         # How much of b is prepared at once: some panels that share cache lines, or what stays in L2 as it is.

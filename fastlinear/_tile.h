@@ -271,14 +271,9 @@ INLINE void NAME(copy_panels)(ptrdiff_t steps, ptrdiff_t width, const REAL *a, p
         for (int r = 0; r < left; r++) *to++ = scale * a[r];
 }
 static void NAME(copy_scaled)(ptrdiff_t steps, ptrdiff_t width, int high, const REAL *a, ptrdiff_t a_step, REAL scale, REAL *to) {
-    switch (high) {
-    case 2 * WIDTH: NAME(copy_panels)(steps, width, a, a_step, scale, to, 2 * WIDTH); break;
-    case 4 * WIDTH: NAME(copy_panels)(steps, width, a, a_step, scale, to, 4 * WIDTH); break;
-    case 8 * WIDTH: NAME(copy_panels)(steps, width, a, a_step, scale, to, 8 * WIDTH); break;
-    case MOST_ROWS: NAME(copy_panels)(steps, width, a, a_step, scale, to, MOST_ROWS); break;
-    case MOST_ROWS - 1: NAME(copy_panels)(steps, width, a, a_step, scale, to, MOST_ROWS - 1); break;
-    default: NAME(copy_panels)(steps, width, a, a_step, scale, to, high);
-    }
+#define COPY(size) if (high == (size)) NAME(copy_panels)(steps, width, a, a_step, scale, to, size); else
+    COPY(2 * WIDTH) COPY(4 * WIDTH) COPY(8 * WIDTH) COPY(MOST_ROWS) COPY(MOST_ROWS - 1) COPY(MOST_ROWS - 2)
+        NAME(copy_panels)(steps, width, a, a_step, scale, to, high);
 }
 
 /* w is a panel by pack_lanes, `parts` vectors of which count, the last with n elements. One lane after another, in the
