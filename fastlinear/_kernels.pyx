@@ -101,7 +101,7 @@ cdef enum:
     TURNED = 700           # divided by so much, the lanes run along the outputs. For grad_input that pays at no batch
     CHUNK_BYTES = 16384    # stream: columns of the output that stay in L1 while rows of W pass
     PACKED_COLS = 5            # product: for more columns than so many panels, rows that lie side by side are packed:
-    SPREAD_BYTES = 5 << 19     # columns of grad_output; and if they are spread over so many bytes, a page for each step.
+    SPREAD_BYTES = 5 << 19     # columns of grad_output; and if they are spread over so many bytes, a page a step.
                            # Rows of grad_output lie as a tile reads them, and a copy cost grad_input 7 to 60 %
     LOWER_ROWS = 4         # product: rows of tiles for 3 or 5 vectors of columns on AVX2: up to half faster
     STREAMS = 8            # stream: rows of W that pass together
