@@ -38,7 +38,7 @@ cdef extern from "_scratch.h" nogil:
 
 cdef extern from "_tile.h" nogil:
     # Macros that choose the tile for the dtype of their pointers, which are float* or double*, not void*.
-    const int DOT_ROWS, MOST_ROWS, MOST_COLS, UPDATE_ROWS, LANES_ROWS, NARROW, PANELS, PANEL_VECTORS
+    const int DOT_ROWS, MOST_ROWS, LOWER_ROWS, MOST_COLS, UPDATE_ROWS, LANES_ROWS, NARROW, PANELS, PANEL_VECTORS
     const int VECTOR_BYTES, VECTOR_REGISTERS, LANE_BYTES
     const int DOT_COLS[]
     const int AXPY_COLS[]
@@ -103,7 +103,6 @@ cdef enum:
     PACKED_COLS = 5            # product: for more columns than so many panels, rows that lie side by side are packed:
     SPREAD_BYTES = 5 << 19     # columns of grad_output; and if they are spread over so many bytes, a page a step.
                            # Rows of grad_output lie as a tile reads them, and a copy cost grad_input 7 to 60 %
-    LOWER_ROWS = 4         # product: rows of tiles for 3 or 5 vectors of columns on AVX2: up to half faster
     STREAMS = 8            # stream: rows of W that pass together
     FAR_BYTES = 1 << 24    # a W of that size comes from memory: prefetching the next rows into L2 gains a third there,
                            # for a vector; where W lies in L3 it costs a tenth
