@@ -102,7 +102,7 @@ def test_the_order_shows(dtype):
     few = weight[:, :9]
     grad_input = emulation.grad_input(grad_output, few)
     assert np.mean(grad_input != emulation.grad_input(grad_output[:, ::-1], few[::-1])) > 0.5
-    assert np.mean(grad_input != emulation.grad_input(grad_output, few, emulation.unfused)) > 0.5
+    assert np.mean(grad_input != emulation.grad_input(grad_output, few, emulation.unfused)) > 0.25
     x, grad_output, start, _ = wild(40, 9, 50, dtype)
     grad_weight = emulation.grad_weight(x, grad_output, 0.3, start)
     assert np.mean(grad_weight != emulation.grad_weight(x[::-1], grad_output[::-1], 0.3, start)) > 0.25
