@@ -62,12 +62,11 @@ cdef extern from "_tile.h" nogil:
               Py_ssize_t g_row, double scale, void* y, void* room)
     void update_rows(int rows, Py_ssize_t width, const void* x, const void* g, double scale, void* w, Py_ssize_t w_row,
                      void* y, bint first, Py_ssize_t ahead)
-    void pack(int rows, Py_ssize_t k, const void* a, Py_ssize_t row, int height, void* to)
+    void transpose_rows(int rows, Py_ssize_t k, const void* a, Py_ssize_t row, void* to)
     void pack_lanes(int rows, Py_ssize_t k, const void* a, Py_ssize_t row, void* to)
     void copy_scaled(Py_ssize_t steps, Py_ssize_t width, int high, const void* a, Py_ssize_t a_step, double scale,
                      void* to)
-    Py_ssize_t lane_stride_f32(Py_ssize_t k)
-    Py_ssize_t lane_stride_f64(Py_ssize_t k)
+    Py_ssize_t lane_stride(const void* x, Py_ssize_t k)
 
 cdef enum:
     # These are part of the contract on bits: they say where a sum is cut.
@@ -146,6 +145,15 @@ cdef inline bint is_past_l2(Py_ssize_t n, const real* dtype) noexcept nogil:
 
 cdef inline bint comes_from_memory(Py_ssize_t in_features, Py_ssize_t out_features, const real* dtype) noexcept nogil:
     return in_features * out_features * <Py_ssize_t> sizeof(real) >= FAR_BYTES
+
+
+cdef inline void add_rows(const real* terms, Py_ssize_t terms_row, real* out, Py_ssize_t out_row, Py_ssize_t rows,
+                          Py_ssize_t cols) noexcept nogil:
+    """out += terms, whose rows are so far apart: 0 if it is one row for all."""
+    cdef Py_ssize_t r, c
+    for r in range(rows):
+        for c in range(cols):
+            out[r * out_row + c] += terms[r * terms_row + c]
 
 
 # ---- many rows: one product of matrices for grad_input and grad_weight
@@ -270,7 +278,7 @@ cdef void forward_packed(const real* x, const real* weight, const real* bias, re
     while k0 < in_features:
         k = min(K_BLOCK_BYTES // size, in_features - k0)
         end.first = k0 == 0
-        panel = LANE_BYTES // size * (lane_stride_f32(k) if real is float else lane_stride_f64(k))
+        panel = LANE_BYTES // size * lane_stride(x, k)
         most = L1_BYTES // (panel * size)
         if most < PANELS_IN_L1:
             most = PANEL_BYTES // (panel * size)
@@ -342,8 +350,7 @@ cdef void forward_long(const real* x, const real* weight, const real* bias, real
                        bint far, char* scratch) noexcept nogil:
     """Long block after long block, a few outputs at a time: the first into out, the others apart and then added."""
     cdef real* waiting = <real*> (scratch + WAITING_AT)
-    cdef Py_ssize_t long_block = LONG_BLOCKS * (K_BLOCK_BYTES // sizeof(real)), k0, k, o0, b0, o, b, some, rows
-    o0 = 0
+    cdef Py_ssize_t long_block = LONG_BLOCKS * (K_BLOCK_BYTES // sizeof(real)), k0, k, o0 = 0, b0, some, rows
     while o0 < outs:
         some = min(LONG_OUTS, outs - o0)
         b0 = 0
@@ -355,13 +362,11 @@ cdef void forward_long(const real* x, const real* weight, const real* bias, real
                 forward_block(cheapest_way(rows, k, some, row, x), x + b0 * row + k0, weight + o0 * row + k0,
                               <const real*> NULL, waiting if k0 else out + b0 * out_row + o0, rows, k, some, row,
                               LONG_OUTS if k0 else out_row, far, scratch)
-                for b in range(rows if k0 else 0):
-                    for o in range(some):
-                        out[(b0 + b) * out_row + o0 + o] += waiting[b * LONG_OUTS + o]
+                if k0:
+                    add_rows(<const real*> waiting, LONG_OUTS, out + b0 * out_row + o0, out_row, rows, some)
                 k0 += long_block
-            for b in range(rows if bias != NULL else 0):
-                for o in range(some):
-                    out[(b0 + b) * out_row + o0 + o] += bias[o0 + o]
+            if bias != NULL:
+                add_rows(bias + o0, 0, out + b0 * out_row + o0, out_row, rows, some)
             b0 += LONG_ROWS
         o0 += LONG_OUTS
 
@@ -429,10 +434,10 @@ cdef void grad_weight_turned(const real* x, const real* grad_output, real scale,
     cdef Py_ssize_t most = LONG_ROWS * LONG_OUTS // in_features, o = 0, some
     while o < outs:
         some = min(most, outs - o)
-        pack(<int> some, in_features, <const real*> out + o * in_features, in_features, <int> some, turned)
+        transpose_rows(<int> some, in_features, <const real*> out + o * in_features, in_features, turned)
         product(True, <real> 1, x, 1, in_features, scale, grad_output + o, out_features, turned, some, in_features,
                 some, batch, scratch)
-        pack(<int> in_features, some, <const real*> turned, some, <int> in_features, out + o * in_features)
+        transpose_rows(<int> in_features, some, <const real*> turned, some, out + o * in_features)
         o += most
 
 
@@ -522,7 +527,7 @@ cdef void stream(const real* x, const real* grad_output, real scale, real* weigh
     cdef Py_ssize_t chunk = max(CHUNK_BYTES // (rows * <Py_ssize_t> sizeof(real)) // 64 * 64, 64)
     cdef int group = UPDATE_ROWS if rows == 1 else STREAMS, high = even_piece(rows, MOST_ROWS), some
     cdef bint far = comes_from_memory(in_features, out_features, x)
-    cdef Py_ssize_t i0, width, o0, o1, o, b, i, y_row
+    cdef Py_ssize_t i0, width, o0, o1, o, b, y_row
     cdef axpy_mode mode
     cdef real* y
     i0 = i_begin
@@ -552,9 +557,7 @@ cdef void stream(const real* x, const real* grad_output, real scale, real* weigh
                 mode = AXPY_CONTINUE
                 o += group
             if o0:
-                for b in range(rows):
-                    for i in range(width):
-                        out[b * in_features + i0 + i] += waiting[b * chunk + i]
+                add_rows(<const real*> waiting, chunk, out + i0, in_features, rows, width)
             o0 = o1
         i0 += width
 
@@ -650,9 +653,8 @@ cdef void update_part(const real* x, const real* grad_output, real lr, real* wei
                       Py_ssize_t i_begin, Py_ssize_t i_end, Py_ssize_t in_features, Py_ssize_t out_features,
                       char* scratch) noexcept nogil:
     cdef Py_ssize_t ins = i_end - i_begin
-    cdef bint few = batch <= MOST_ROWS and (batch < COPIED_BATCH or not is_thin(ins, x))
-    if (out != NULL and batch and out_features and in_features > 1 and few
-            and grad_input_way(batch, ins, in_features, out_features, x) != CHAINS):
+    if (out != NULL and 0 < batch <= MOST_ROWS and out_features and in_features > 1
+            and (not is_thin(ins, x) or grad_input_way(batch, ins, in_features, out_features, x) == STREAM)):
         stream(x, grad_output, -lr, weight, out, batch, i_begin, i_end, in_features, out_features, scratch)
     else:
         if out != NULL:

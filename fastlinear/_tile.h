@@ -3,7 +3,7 @@
    forward, whose sums have lanes that run along k (in_features):
      dot_tile     rows of x by rows of W, both as they are
      lanes_tile   the same from a packed panel of W: the vectors run along the outputs
-     narrow_tile  the same for a k so short that all of a panel stays in registers (32 of them; else in L1)
+     narrow_tile  the same for a k so short that all of a panel stays in registers, or in L1
    grad_input, grad_weight, whose sums are plain chains:
      axpy_tile    y[r][i] += sum over s of a[r][s] v[s][i]: a scalar for a whole vector; operands packed or as they are
      chains_tile  the same for few y: the blocks of s that are added up apart go side by side
@@ -47,8 +47,10 @@
    when a sum had 16 lanes, 2x3, 3x4 and 6x4 vectors were slower than six rows (80, 87, 98 against 110 GFLOP/s).
    Stores are what a short k waits for: 32 bytes cost Zen 3 a cycle of both its multiply-add units. So no more sums go to
    memory than one for each level of the tree in which lanes meet. Packing x as well, in panels that lanes of the batch
-   share, was no faster at any shape once this was so. */
-/* LOWER_ROWS, with more columns: for 3 or 5 vectors on AVX2, where the tallest tiles would leave one by itself; up to half faster. */
+   share, was no faster at any shape once this was so.
+
+   LOWER_ROWS, with more columns, are for 3 or 5 vectors on AVX2, where the tallest tiles would leave one by itself: up to
+   half faster. */
 enum { MOST_ROWS = 6, LOWER_ROWS = 4, MOST_COLS = 8, NARROW = 16, FAR_STEPS = 64, PANELS = 8, PANEL_VECTORS = 2 };
 enum { THIN_OUTS = 128 }; /* of a thin_tile at a time */
 #if VECTOR_REGISTERS == 32
@@ -64,7 +66,7 @@ static const int AXPY_COLS[MOST_ROWS + 1] = {0, 8, 4, 3, 3, 2, 2};
 #define EACH_SHAPE(T) EACH_COLS(T, 1) EACH_COLS(T, 2) EACH_COLS(T, 3) EACH_COLS(T, 4) EACH_COLS(T, 5) EACH_COLS(T, 6)
 #define EACH_ROWS(T) T(1) T(2) T(3) T(4) T(5) T(6)
 #define EACH_PART(T, r) T(r, 1) T(r, 2)
-#define EACH_ROWS_AND_PARTS(T) EACH_PART(T, 1) EACH_PART(T, 2) EACH_PART(T, 3) EACH_PART(T, 4) EACH_PART(T, 5) EACH_PART(T, 6)
+#define EACH_PANEL(T) EACH_PART(T, 1) EACH_PART(T, 2) EACH_PART(T, 3) EACH_PART(T, 4) EACH_PART(T, 5) EACH_PART(T, 6)
 
 #define EACH_NARROW(T) EACH_COLS(T, k) T(k, 9) T(k, 10) T(k, 11) T(k, 12) T(k, 13) T(k, 14) T(k, 15) T(k, 16)
 
@@ -81,19 +83,14 @@ struct ending {
 };
 
 /* n sums for y[r][c], ... */
-#define ENDING(real, suffix) \
+#define ENDING(real, suffix, ...) \
     INLINE void finish_##suffix(const struct ending *end, ptrdiff_t r, ptrdiff_t c, vec_##suffix sums, int n) { \
         real *p = (real *)end->y + r * end->row + c; \
         if (!end->first) sums = add_##suffix(get_##suffix(p, n), sums); \
         if (end->bias) sums = add_##suffix(sums, get_##suffix((const real *)end->bias + c, n)); \
         put_##suffix(p, sums, n); \
     }
-ENDING(float, f32)
-ENDING(double, f64)
-#if VECTOR_BYTES > LANE_BYTES
-ENDING(float, f32_lanes)
-ENDING(double, f64_lanes)
-#endif
+EACH_VECTOR(ENDING)
 
 #define REAL float
 #define SUFFIX f32
@@ -113,7 +110,8 @@ ENDING(double, f64_lanes)
 #define thin(cols, outs, steps, x, ...) BY_DTYPE(x, thin)(cols, outs, steps, x, __VA_ARGS__)
 #define update_rows(rows, width, x, ...) BY_DTYPE(x, update_table)[rows](width, x, __VA_ARGS__)
 #define narrow(k, outs, rows, x, ...) BY_DTYPE(x, narrow_table)[k](outs, rows, x, __VA_ARGS__)
-#define pack(rows, k, from, ...) BY_DTYPE(from, pack)(rows, k, from, __VA_ARGS__)
+#define transpose_rows(rows, k, from, ...) BY_DTYPE(from, transpose_rows)(rows, k, from, __VA_ARGS__)
+#define lane_stride(x, k) BY_DTYPE(x, lane_stride)(k)
 #define pack_lanes(rows, k, from, ...) BY_DTYPE(from, pack_lanes)(rows, k, from, __VA_ARGS__)
 #define copy_scaled(steps, width, high, a, ...) BY_DTYPE(a, copy_scaled)(steps, width, high, a, __VA_ARGS__)
 
@@ -240,13 +238,13 @@ INLINE ptrdiff_t NAME(lane_stride)(ptrdiff_t n) { return ((size_t)n + LANES - 1)
 static void NAME(pack_lanes)(int rows, ptrdiff_t n, const REAL *from, ptrdiff_t row, REAL *to) {
     NAME(pack_panel)(rows, n, from, row, to, NAME(lane_stride)(n), PANEL, PANEL);
 }
-/* For axpy_tile: to[k][r] = from[r][k]. */
-static void NAME(pack)(int rows, ptrdiff_t n, const REAL *from, ptrdiff_t row, int height, REAL *to) {
-    NAME(pack_panel)(rows, n, from, row, to, height, LANES * height, height);
+/* to[k][r] = from[r][k]. */
+static void NAME(transpose_rows)(int rows, ptrdiff_t n, const REAL *from, ptrdiff_t row, REAL *to) {
+    NAME(pack_panel)(rows, n, from, row, to, rows, LANES * rows, rows);
 }
-/* The same of rows that lie the other way, in panels of `high` elements of each, the last of which has what is left: to[s][r]
-   = scale a[s][r], r < high, and one panel behind another. Some panels go together, because a line of `a` has elements of
-   several, and can come from afar. */
+/* For axpy_tile, rows that lie the other way: to[s][r] = scale a[s][r] in panels of `high` elements of each row, one behind
+   another, the last of which has what is left. Some panels go together, because a line of `a` has elements of several, and
+   can come from afar. */
 INLINE void NAME(copy_panels)(ptrdiff_t steps, ptrdiff_t width, const REAL *a, ptrdiff_t a_step, REAL scale, REAL *to,
                               const int high) {
     const VEC scales = NAME(splat)(scale);
@@ -272,7 +270,8 @@ INLINE void NAME(copy_panels)(ptrdiff_t steps, ptrdiff_t width, const REAL *a, p
     for (ptrdiff_t s = 0; s < steps && left; s++, a += a_step)
         for (int r = 0; r < left; r++) *to++ = scale * a[r];
 }
-static void NAME(copy_scaled)(ptrdiff_t steps, ptrdiff_t width, int high, const REAL *a, ptrdiff_t a_step, REAL scale, REAL *to) {
+static void NAME(copy_scaled)(ptrdiff_t steps, ptrdiff_t width, int high, const REAL *a, ptrdiff_t a_step, REAL scale,
+                              REAL *to) {
 #define COPY(size) if (high == (size)) NAME(copy_panels)(steps, width, a, a_step, scale, to, size); else
     COPY(2 * WIDTH) COPY(4 * WIDTH) COPY(8 * WIDTH) COPY(AXPY_COLS[LOWER_ROWS] * WIDTH)
     COPY(MOST_ROWS) COPY(MOST_ROWS - 1) COPY(LOWER_ROWS) NAME(copy_panels)(steps, width, a, a_step, scale, to, high);
@@ -313,6 +312,7 @@ INLINE void NAME(lanes_tile)(const REAL *x, ptrdiff_t x_row, const REAL *w, ptrd
 #define COUNT (p == parts - 1 ? n : WIDTH)
     /* The 0s of lanes that ended before the others: no more than a sum of -0 notices, so that one stands for all. */
     if (rest) EACH_SUM SUM = NAME(add)(SUM, NAME(zero)());
+    /* As `finish` does, which asks and loads the bias anew for each vector: that cost 4 to 14 % at k up to 64. */
     if (!end->first) EACH_SUM SUM = NAME(add)(NAME(get)((REAL *)end->y + r * end->row + p * WIDTH, COUNT), SUM);
     if (end->bias) UNROLL for (int p = 0; p < parts; p++) {
         const VEC bias = NAME(get)((const REAL *)end->bias + p * WIDTH, COUNT);
@@ -417,7 +417,8 @@ static void NAME(column)(ptrdiff_t outs, ptrdiff_t steps, const REAL *x, const R
         UNROLL for (int c = 0; c < cols; c++) acc[c] = NAME(get)(y + o + c * WIDTH, count); \
         for (ptrdiff_t s = 0; s < steps; s++) \
             UNROLL for (int c = 0; c < cols; c++) \
-                acc[c] = NAME(fma)(NAME(splat)(x[s]), NAME(mul)(scales, NAME(get)(g + s * g_row + o + c * WIDTH, count)), acc[c]); \
+                acc[c] = NAME(fma)(NAME(splat)(x[s]), NAME(mul)(scales, NAME(get)(g + s * g_row + o + c * WIDTH, count)), \
+                                   acc[c]); \
         UNROLL for (int c = 0; c < cols; c++) NAME(put)(y + o + c * WIDTH, acc[c], count); \
     }
     ptrdiff_t o = 0;
@@ -427,28 +428,31 @@ static void NAME(column)(ptrdiff_t outs, ptrdiff_t steps, const REAL *x, const R
 }
 
 /* y[o * cols + i] += sum over s of scale g[s][o] x[s][i] for fewer columns than a vector has lanes: y is one line, along
-   which x repeats itself each `cols` vectors, and each of g comes `cols` times. `room` is for both, steps * cols * WIDTH and
-   steps * (THIN_OUTS * cols + WIDTH) elements. */
+   which x repeats itself each `cols` vectors, and each of g comes `cols` times. `room` is for both: steps * cols * WIDTH
+   and steps * (THIN_OUTS * cols + WIDTH) elements. */
 INLINE void NAME(thin_tile)(ptrdiff_t outs, ptrdiff_t steps, const REAL *x, ptrdiff_t x_row, const REAL *g, ptrdiff_t g_row,
                             REAL scale, REAL *y, REAL *room, const int cols) {
     const VEC scales = NAME(splat)(scale);
     REAL *const repeated = room, *const spread = room + steps * cols * WIDTH;
+    const ptrdiff_t stride = THIN_OUTS * cols + WIDTH;
     for (ptrdiff_t s = 0; s < steps; s++)
         for (int o = 0; o < WIDTH; o++)
             for (int i = 0; i < cols; i++) repeated[(s * WIDTH + o) * cols + i] = x[s * x_row + i];
     for (; outs > 0; outs -= THIN_OUTS, g += THIN_OUTS, y += THIN_OUTS * cols) {
-        const ptrdiff_t some = outs < THIN_OUTS ? outs : THIN_OUTS, length = some * cols, stride = THIN_OUTS * cols + WIDTH;
+        const ptrdiff_t some = outs < THIN_OUTS ? outs : THIN_OUTS, length = some * cols;
         for (ptrdiff_t s = 0; s < steps; s++) /* each vector covers what the one before it has too much */
             for (ptrdiff_t o = 0; o < some; o++)
                 NAME(store)(spread + s * stride + o * cols, NAME(mul)(scales, NAME(splat)(g[s * g_row + o])));
         for (ptrdiff_t at = 0; at < length; at += cols * WIDTH) {
             VEC acc[MOST_COLS];
-            UNROLL for (int j = 0; j < cols; j++) acc[j] = NAME(get)(y + at + j * WIDTH, NAME(part_of)(length - at, j * WIDTH));
+#define COUNT NAME(part_of)(length - at, j * WIDTH)
+            UNROLL for (int j = 0; j < cols; j++) acc[j] = NAME(get)(y + at + j * WIDTH, COUNT);
             for (ptrdiff_t s = 0; s < steps; s++)
                 UNROLL for (int j = 0; j < cols; j++)
                     acc[j] = NAME(fma)(NAME(load)(spread + s * stride + at + j * WIDTH),
                                        NAME(load)(repeated + (s * cols + j) * WIDTH), acc[j]);
-            UNROLL for (int j = 0; j < cols; j++) NAME(put)(y + at + j * WIDTH, acc[j], NAME(part_of)(length - at, j * WIDTH));
+            UNROLL for (int j = 0; j < cols; j++) NAME(put)(y + at + j * WIDTH, acc[j], COUNT);
+#undef COUNT
         }
     }
 }
@@ -500,9 +504,9 @@ static void (*const NAME(dot_table)[MOST_ROWS + 1][MOST_COLS + 1])(DOT_ARGUMENTS
     if (r <= LANES_ROWS) NAME(lanes_tile)(x, x_row, w, k, end, n, r, c); \
 }
 #define LANES_ENTRY(r, c) [r][c] = NAME(lanes_##r##x##c),
-EACH_ROWS_AND_PARTS(LANES_TILE)
+EACH_PANEL(LANES_TILE)
 static void (*const NAME(lanes_table)[MOST_ROWS + 1][PANEL_VECTORS + 1])(int, LANES_ARGUMENTS) = {
-    EACH_ROWS_AND_PARTS(LANES_ENTRY)
+    EACH_PANEL(LANES_ENTRY)
 };
 /* A tile of `rows` by `cols` sums, a panel at most. */
 INLINE void NAME(lanes)(int rows, int cols, LANES_ARGUMENTS) {

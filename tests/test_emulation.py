@@ -93,16 +93,15 @@ def test_underflow_keeps_its_sign(dtype):
 
 def test_the_order_shows(dtype):
     """The same terms in another order, or by another multiply-add, have other sums: equal bits mean an equal order."""
-    x, grad_output, weight, _ = wild(5, 2100, 900, dtype)
-    few = weight[:9]
+    x, _, few, _ = wild(5, 2100, 9, dtype)
     output = emulation.forward(x, few)
     for order in (slice(None, None, -1), np.random.default_rng(0).permutation(2100)):
         assert np.mean(output != emulation.forward(x[:, order], few[:, order])) > 0.5
     assert np.mean(output != emulation.forward(x, few, multiply_add=emulation.unfused)) > 0.5
-    few = weight[:, :9]
+    _, grad_output, few, _ = wild(5, 60, 6000, dtype)
     grad_input = emulation.grad_input(grad_output, few)
     assert np.mean(grad_input != emulation.grad_input(grad_output[:, ::-1], few[::-1])) > 0.5
-    assert np.mean(grad_input != emulation.grad_input(grad_output, few, emulation.unfused)) > 0.25
+    assert np.mean(grad_input != emulation.grad_input(grad_output, few, emulation.unfused)) > 0.5
     x, grad_output, start, _ = wild(40, 9, 50, dtype)
     grad_weight = emulation.grad_weight(x, grad_output, 0.3, start)
     assert np.mean(grad_weight != emulation.grad_weight(x[::-1], grad_output[::-1], 0.3, start)) > 0.25
