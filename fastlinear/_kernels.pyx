@@ -51,7 +51,7 @@ cdef extern from "_tile.h" nogil:
         bint first
     void dot(int rows, int cols, const void* x, Py_ssize_t x_row, const void* w, Py_ssize_t w_row, Py_ssize_t k,
              const Ending* end, Py_ssize_t ahead)
-    void narrow(Py_ssize_t k, int outs, Py_ssize_t rows, const void* x, const void* w, const Ending* end)
+    void narrow(Py_ssize_t k, Py_ssize_t outs, Py_ssize_t rows, const void* x, const void* w, const Ending* end)
     void lanes(int rows, int cols, const void* x, Py_ssize_t x_row, const void* w, Py_ssize_t k, const Ending* end)
     void axpy(int rows, Py_ssize_t width, Py_ssize_t steps, const void* a, Py_ssize_t a_row, Py_ssize_t a_step,
               const void* v, Py_ssize_t v_row, void* y, Py_ssize_t y_row, Py_ssize_t next, axpy_mode mode)
@@ -102,7 +102,9 @@ cdef enum:
     PACKED_COLS = 5            # product: for more columns than so many panels, rows that lie side by side are packed:
     SPREAD_BYTES = 5 << 19     # columns of grad_output; and if they are spread over so many bytes, a page a step.
                            # Rows of grad_output lie as a tile reads them, and a copy cost grad_input 7 to 60 %
-    STREAMS = 8            # stream: rows of W that pass together
+    STREAMS = 8            # stream: rows of W that pass together; product: and rows of an x past L2 for few outputs,
+                           # which otherwise comes in pieces of a line: up to four times slower. With 16, 0.65 to 1.15
+                           # times as fast; a grad_output past L2 for few columns is no faster so
     FAR_BYTES = 1 << 24    # a W of that size comes from memory: prefetching the next rows into L2 gains a third there,
                            # for a vector; where W lies in L3 it costs a tenth
     GRAIN = 16             # threads: columns come in so many, 64 bytes of float32
@@ -169,7 +171,8 @@ cdef void product(bint running, real a_scale, const real* a, Py_ssize_t a_row, P
     (1). a and b are packed where that pays.
     """
     cdef Py_ssize_t size = sizeof(real), n, r0, r1, c0, c, width, most, wide, run, block, k0 = 0
-    cdef Py_ssize_t k_block = O_BLOCK if not running else B_BLOCK if rows > 1 else STREAMS
+    cdef bint far = is_past_l2(k * cols, b), few = rows == 1 or far and rows < FAR_ROWS and b_scale == 1
+    cdef Py_ssize_t k_block = O_BLOCK if not running else STREAMS if few else B_BLOCK
     cdef Py_ssize_t vectors = pieces(cols, VECTOR_BYTES // size)
     cdef int high, tallest = MOST_ROWS
     cdef bint pack_a, pack_b
@@ -186,7 +189,7 @@ cdef void product(bint running, real a_scale, const real* a, Py_ssize_t a_row, P
         wide = AXPY_COLS[high] * (VECTOR_BYTES // size)
         pack_a = a_scale != 1 or (
             a_row == 1 and rows > 1 and (cols > PACKED_COLS * wide or n * a_k * size > SPREAD_BYTES))
-        pack_b = b_scale != 1 or (rows >= (FAR_ROWS if is_past_l2(k * cols, b) else PACKED_ROWS) and n >= PACKED_STEPS)
+        pack_b = b_scale != 1 or (rows >= (FAR_ROWS if far else PACKED_ROWS) and n >= PACKED_STEPS)
         block = max(A_BYTES // (n * high * size), 1) * high if pack_a else rows
         # How much of b is prepared at once: some panels that share cache lines, or what stays in L2 as it is.
         most = PANEL_BYTES // (n * size) // 64 * 64
@@ -305,14 +308,10 @@ cdef void forward_packed(const real* x, const real* weight, const real* bias, re
 
 cdef void forward_narrow(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
                          Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t out_row) noexcept nogil:
-    """Few features: 64 bytes of outputs at a time, with all of their W in registers, if there are enough."""
-    cdef int width = 64 // <int> sizeof(real)
-    cdef Py_ssize_t o = 0
+    """Few features: a vector of outputs at a time, with all of their W in registers, if there are enough."""
     cdef Ending end
-    while o < outs:
-        end.y, end.row, end.bias, end.first = out + o, out_row, bias + o if bias != NULL else NULL, True
-        narrow(in_features, <int> min(width, outs - o), batch, x, weight + o * in_features, &end)
-        o += width
+    end.y, end.row, end.bias, end.first = out, out_row, bias, True
+    narrow(in_features, outs, batch, x, weight, &end)
 
 
 cdef enum Way:

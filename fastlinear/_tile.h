@@ -324,30 +324,38 @@ INLINE void NAME(lanes_tile)(const REAL *x, ptrdiff_t x_row, const REAL *w, ptrd
 #undef EACH_SUM
 }
 
-/* For k up to NARROW (and rows of x and W that long) and up to LINE outputs: W, transposed, stays in registers, or L1,
-   while the rows of x pass. */
-INLINE void NAME(narrow_tile)(ptrdiff_t rows, const REAL *x, const REAL *w, const struct ending *end, const int outs,
-                              const int k) {
+/* For k up to NARROW (and rows of x and W that long): the columns of `count` rows of W stay in registers, or L1, while the
+   rows of x pass. If `inside`, count is WIDTH, and whole vectors can be read from the rows. */
+INLINE void NAME(narrow_vector)(ptrdiff_t rows, const REAL *x, const REAL *w, const struct ending *end, ptrdiff_t o,
+                                const int count, const int inside, const int k) {
     const int padded = k % LANES != 0;
-    for (int part = 0; part < PARTS; part++) {
-        const int count = outs - part * WIDTH < WIDTH ? outs - part * WIDTH : WIDTH;
-        VEC columns[NARROW + WIDTH];
-        if (count <= 0) break;
-        UNROLL16 for (int k0 = 0; k0 < k; k0 += WIDTH)
-            NAME(transpose_some)(w + part * WIDTH * k + k0, k, count, k - k0 < WIDTH ? k - k0 : WIDTH, columns + k0);
-        for (ptrdiff_t b = 0; b < rows; b++) {
-            VEC lane[LANES];
-            UNROLL16 for (int l = 0; l < LANES && l < k; l++) {
-                const VEC xl = NAME(splat)(x[b * k + l]);
-                lane[l] = padded ? NAME(mul)(xl, columns[l]) : NAME(fma)(xl, columns[l], NAME(zero)());
-                UNROLL for (int s = l + LANES; s < k; s += LANES) lane[l] = NAME(fma)(NAME(splat)(x[b * k + s]), columns[s], lane[l]);
-            }
-            UNROLL16 for (int n = LANES / 2; n; n /= 2)
-                UNROLL16 for (int l = 0; l < (k - n < n ? k - n : n); l++) lane[l] = NAME(add)(lane[l], lane[l + n]);
-            if (padded) lane[0] = NAME(add)(lane[0], NAME(zero)());
-            NAME(finish)(end, b, part * WIDTH, lane[0], count);
+    const REAL *at[WIDTH];
+    VEC columns[NARROW + WIDTH];
+    UNROLL16 for (int r = 0; r < WIDTH; r++) at[r] = w + r * k;
+    UNROLL16 for (int k0 = 0; k0 < k; k0 += WIDTH)
+        if (k == 1) columns[0] = NAME(get)(w, count);
+        else if (inside) NAME(transpose)(at, k0, columns + k0);
+        else NAME(transpose_some)(w + k0, k, count, k - k0 < WIDTH ? k - k0 : WIDTH, columns + k0);
+    for (ptrdiff_t b = 0; b < rows; b++) {
+        VEC lane[LANES];
+        UNROLL16 for (int l = 0; l < LANES && l < k; l++) {
+            const VEC xl = NAME(splat)(x[b * k + l]);
+            lane[l] = padded ? NAME(mul)(xl, columns[l]) : NAME(fma)(xl, columns[l], NAME(zero)());
+            UNROLL for (int s = l + LANES; s < k; s += LANES)
+                lane[l] = NAME(fma)(NAME(splat)(x[b * k + s]), columns[s], lane[l]);
         }
+        UNROLL16 for (int n = LANES / 2; n; n /= 2)
+            UNROLL16 for (int l = 0; l < (k - n < n ? k - n : n); l++) lane[l] = NAME(add)(lane[l], lane[l + n]);
+        if (padded) lane[0] = NAME(add)(lane[0], NAME(zero)());
+        NAME(finish)(end, b, o, lane[0], count);
     }
+}
+INLINE void NAME(narrow_tile)(ptrdiff_t outs, ptrdiff_t rows, const REAL *x, const REAL *w, const struct ending *end,
+                              const int k) {
+    const ptrdiff_t room = outs * k - ((WIDTH - 1) * k + (k - 1) / WIDTH * WIDTH + WIDTH); /* W ends there, or later */
+    ptrdiff_t o = 0;
+    for (; o * k <= room; o += WIDTH) NAME(narrow_vector)(rows, x, w + o * k, end, o, WIDTH, 1, k);
+    for (; o < outs; o += WIDTH) NAME(narrow_vector)(rows, x, w + o * k, end, o, NAME(part_of)(outs, o), 0, k);
 }
 
 /* ---- grad_input and grad_weight */
@@ -514,8 +522,8 @@ INLINE void NAME(lanes)(int rows, int cols, LANES_ARGUMENTS) {
     NAME(lanes_table)[rows][parts](cols - (parts - 1) * WIDTH, x, x_row, w, k, end);
 }
 
-#define NARROW_ARGUMENTS int outs, ptrdiff_t rows, const REAL *x, const REAL *w, const struct ending *end
-#define NARROW_TILE(_, k) static void NAME(narrow_##k)(NARROW_ARGUMENTS) { NAME(narrow_tile)(rows, x, w, end, outs, k); }
+#define NARROW_ARGUMENTS ptrdiff_t outs, ptrdiff_t rows, const REAL *x, const REAL *w, const struct ending *end
+#define NARROW_TILE(_, k) static void NAME(narrow_##k)(NARROW_ARGUMENTS) { NAME(narrow_tile)(outs, rows, x, w, end, k); }
 #define NARROW_ENTRY(_, k) [k] = NAME(narrow_##k),
 EACH_NARROW(NARROW_TILE)
 static void (*const NAME(narrow_table)[NARROW + 1])(NARROW_ARGUMENTS) = {EACH_NARROW(NARROW_ENTRY)};

@@ -55,6 +55,9 @@ FAR = [
     Point("grad_input", "float32", 70, 2100, 400, 9),
     Point("update", "float64", 1, 4200, 390, 9),
     Point("grad_weight", "float32", 300, 1100, 9, 7),
+    # Few outputs of an x past L2: eight rows at a time, the last of which are fewer; with a scale, which is packed.
+    Point("grad_weight", "float64", 133, 1101, 7, 1, scale=1.0),
+    Point("grad_weight", "float32", 270, 1025, 11, 1),
     # Packed: more panels of W than stay in L2 together.
     Point("forward", "float32", 16, 64, 2000, 1),
     # Long rows for more than 64 rows of x, or 256 outputs; none, and a bias of -0; no outputs.
