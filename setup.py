@@ -173,7 +173,8 @@ class Build(build_ext):
             module.extra_compile_args[:0] = [*COMPILE, *compile_flags, *tiles]
             module.extra_link_args = [*LINK, *link_flags]
             if module.name == "fastlinear._layer":
-                module.define_macros = [*module.define_macros, ("FASTLINEAR_FLAGS", self.record(compile_flags))]
+                told = self.record([*compile_flags, *aligned])
+                module.define_macros = [*module.define_macros, ("FASTLINEAR_FLAGS", told)]
         super().build_extensions()
         if not (MSVC or SANITIZE or "_PYTHON_HOST_PLATFORM" in os.environ):
             for module in self.extensions:

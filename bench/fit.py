@@ -4,9 +4,9 @@
     python bench/fit.py                         a minute for each dtype, the best instruction set
     python bench/fit.py --seconds 600 --isa avx2
 
-Times both ways at random points, one thread, and fits by least squares how much longer dots take than packed, relative
-to the faster of the two. It prints the constants, and how much time the rule as it is compiled and the rule as fitted
-lose against the faster way of each point. A rule that loses less by 1 % is worth taking.
+Times both ways at random points of both dtypes, one thread, and fits by least squares how much longer dots take than
+packed, relative to the faster of the two. It prints the constants, and how much time the rule as it is compiled and the
+rule as fitted lose against the faster way of each point. A rule that loses less by 1 % is worth taking.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def measure(kernels: Any, dtype: Any, rng: np.random.Generator) -> list[float] |
 
 def terms(batch: Any, in_features: Any, outs: Any, dtype: Any, isa: str) -> Any:
     """What dots cost more and packed costs less than that, for each multiply-add: a row for each constant."""
-    panel = 2 * VECTOR_BYTES[isa] // dtype.itemsize
+    panel = 2 * VECTOR_BYTES[isa] // dtype.itemsize  # PANEL_VECTORS in fastlinear/_tile.h
     empty = np.ceil(outs / panel) * panel - outs
     return np.array([np.ones_like(batch), 32 / dtype.itemsize / in_features, -1 / batch, -empty / outs])
 
@@ -74,8 +74,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     kernels = _dispatch.load(arguments.isa)
-    columns: list[Any] = []
-    more: list[Any] = []
+    fits = []
     for dtype in map(np.dtype, (np.float32, np.float64)):
         rng = np.random.default_rng(arguments.seed)
         end = time.perf_counter() + arguments.seconds
@@ -85,19 +84,17 @@ def main() -> None:
                 points.append(point)
         batch, in_features, outs, dots, packed, ours = np.transpose(points)
         best, work = np.minimum(dots, packed), batch * in_features * outs
-        features = terms(batch, in_features, outs, dtype, arguments.isa)
-        peak = (work / best).max()
-        share = work / best / peak
-        columns.append((features * share).T)
-        more.append((dots - packed) / best)
-        constants, *_ = np.linalg.lstsq(np.concatenate(columns), np.concatenate(more), rcond=None)
-        constants /= constants[2]
-        print(f"{dtype}, {arguments.isa}: {len(points)} points, at most {2e-9 * peak:.0f} GFLOP/s")
-        one, lanes, _, empty = constants
-        print(f"  packed if {one:.3g} + {lanes:.3g} lanes / in_features > 1 / batch + {empty:.3g} empty columns / outs")
-        chosen = np.where(constants @ features > 0, packed, dots)
+        speed = work / best
+        print(f"{dtype}, {arguments.isa}: {len(points)} points, at most {2e-9 * speed.max():.0f} GFLOP/s")
         print(f"  the rule as compiled loses {lost(np.maximum(ours, best), best)}")
-        print(f"  the rule as fitted loses   {lost(chosen, best)}")
+        fits.append((terms(batch, in_features, outs, dtype, arguments.isa), speed / speed.max(), dots, packed, best))
+    columns = np.concatenate([(features * share).T for features, share, *_ in fits])
+    more = np.concatenate([(dots - packed) / best for *_, dots, packed, best in fits])
+    constants = np.linalg.lstsq(columns, more, rcond=None)[0]
+    one, lanes, _, empty = constants / constants[2]
+    print(f"packed if {one:.3g} + {lanes:.3g} lanes / in_features > 1 / batch + {empty:.3g} empty columns / outs loses")
+    for features, _, dots, packed, best in fits:
+        print(f"  {lost(np.where(constants @ features > 0, packed, dots), best)}")
 
 
 if __name__ == "__main__":

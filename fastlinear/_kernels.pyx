@@ -14,7 +14,8 @@ here are the loops around them, which choose what stays in which cache and what 
 
     few rows      W streams past them once, and is read where it lies      forward_dots, stream
     many rows     W is packed, or both operands, as in BLIS                forward_packed, product
-    few features  W stays in registers, or is taken as one line            forward_narrow, thin, column
+    few features  W stays in registers, or is taken as one line, or the    forward_narrow, thin, column,
+                  lanes run along its rows                                 grad_weight_turned
 
 They divide the outputs among tiles, blocks and threads in any way that is fast, but the order in which one output's
 terms are added is fixed by K_BLOCK_BYTES, LONG_BLOCKS, O_BLOCK and the tiles alone, so no result depends on the batch,
@@ -39,7 +40,7 @@ cdef extern from "_scratch.h" nogil:
 cdef extern from "_tile.h" nogil:
     # Macros that choose the tile for the dtype of their pointers, which are float* or double*, not void*.
     const int DOT_ROWS, MOST_ROWS, LOWER_ROWS, MOST_COLS, UPDATE_ROWS, LANES_ROWS, NARROW, PANELS, PANEL_VECTORS
-    const int VECTOR_BYTES, VECTOR_REGISTERS, LANE_BYTES
+    const int VECTOR_BYTES, LANE_BYTES
     const int DOT_COLS[]
     const int AXPY_COLS[]
     ctypedef enum axpy_mode "enum axpy_mode":
@@ -99,9 +100,10 @@ cdef enum:
     THIN_BYTES = 64        # grad_weight: with fewer bytes of columns than that, and more rows of x than their cube
     TURNED = 700           # divided by so much, the lanes run along the outputs. For grad_input that pays at no batch
     CHUNK_BYTES = 16384    # stream: columns of the output that stay in L1 while rows of W pass
-    PACKED_COLS = 5            # product: for more columns than so many panels, rows that lie side by side are packed:
-    SPREAD_BYTES = 5 << 19     # columns of grad_output; and if they are spread over so many bytes, a page a step.
-                           # Rows of grad_output lie as a tile reads them, and a copy cost grad_input 7 to 60 %
+    PACKED_COLS = 5        # product: for more columns than so many panels, rows that lie side by side are packed,
+                           # namely columns of grad_output, and if they are spread over
+    SPREAD_BYTES = 5 << 19  # so many bytes, a page a step. Rows of it lie as a tile reads them, and a copy cost
+                           # grad_input 7 to 60 %
     STREAMS = 8            # stream: rows of W that pass together; product: and rows of an x past L2 for few outputs,
                            # which otherwise comes in pieces of a line: up to four times slower. With 16, 0.65 to 1.15
                            # times as fast; a grad_output past L2 for few columns is no faster so
@@ -110,6 +112,9 @@ cdef enum:
     GRAIN = 16             # threads: columns come in so many, 64 bytes of float32
     L1_BYTES = 24576       # forward: panels of W that stay in L1, if they are short enough for so many: from L2 they
     PANELS_IN_L1 = 4       # cost up to 45 % more. With fewer, rows of the output would be written in too short pieces
+    ENOUGH_CHAINS = 12     # grad_input: with more vectors of sums than that, none waits for itself
+    NARROW_ROWS = 8        # forward: up to so many features for each row, up to NARROW, W is transposed into registers,
+    NARROW_OUTPUTS = 16    # if there are so many numbers to compute. bench/fit.py does not fit these
     COPIED_BATCH = 4       # forward, grad_input: for fewer rows than that no copy pays, and to weigh it up costs 15 ns
     LONG_ROWS = 64         # forward: rows of x and outputs that go through all long blocks of k together
     LONG_OUTS = 256
@@ -228,7 +233,7 @@ cdef void tiles(const real* a, Py_ssize_t a_row, Py_ssize_t a_k, int high, const
     cdef int tall
     while r < rows:
         tall = <int> min(high, rows - r)
-        across = AXPY_COLS[tall] * (VECTOR_BYTES // <Py_ssize_t> sizeof(real))
+        across = min(wide, AXPY_COLS[tall] * (VECTOR_BYTES // <Py_ssize_t> sizeof(real)))
         c = 0
         while c < width:
             some = min(wide, width - c)
@@ -324,7 +329,8 @@ cdef Way cheapest_way(Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t outs,
     rows share, and the columns of its last panel that are not there. bench/fit.py fits the constants."""
     cdef Py_ssize_t lanes = LANE_BYTES // <Py_ssize_t> sizeof(real)
     cdef Py_ssize_t wide = PANEL_VECTORS * (VECTOR_BYTES // <Py_ssize_t> sizeof(real))
-    if in_features <= NARROW and row == in_features and in_features <= 8 * batch and batch * outs >= 16:
+    if (in_features <= NARROW and row == in_features and in_features <= NARROW_ROWS * batch
+            and batch * outs >= NARROW_OUTPUTS):
         return NARROW_W
     if batch < COPIED_BATCH:
         return DOTS
@@ -409,8 +415,8 @@ cdef void forward_share(const real* x, const real* weight, const real* bias, rea
         forward_part(x, weight, bias, out, 0, batch, share(out_features, GRAIN, thread, threads),
                      share(out_features, GRAIN, thread + 1, threads), in_features, out_features, scratch)
     else:
-        forward_part(x, weight, bias, out, share(batch, DOT_ROWS, thread, threads),
-                     share(batch, DOT_ROWS, thread + 1, threads), 0, out_features, in_features, out_features, scratch)
+        forward_part(x, weight, bias, out, share(batch, LANES_ROWS, thread, threads),
+                     share(batch, LANES_ROWS, thread + 1, threads), 0, out_features, in_features, out_features, scratch)
 
 
 cdef void forward_loops(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
@@ -575,7 +581,8 @@ cdef inline InputWay grad_input_way(Py_ssize_t batch, Py_ssize_t ins, Py_ssize_t
     rows on there are chains enough, and what counts is where W comes from."""
     cdef Py_ssize_t vectors = pieces(ins, VECTOR_BYTES // <int> sizeof(real))
     if batch < COPIED_BATCH:
-        return CHAINS if is_thin(ins, dtype) and batch * vectors <= 12 and batch * out_features > O_BLOCK else STREAM
+        return CHAINS if (is_thin(ins, dtype) and batch * vectors <= ENOUGH_CHAINS
+                          and batch * out_features > O_BLOCK) else STREAM
     if batch < FAR_ROWS and not is_thin(ins, dtype) and is_past_l2(in_features * out_features, dtype):
         return STREAM
     return PRODUCT

@@ -175,17 +175,16 @@ INLINE void NAME(dot_tile)(const REAL *x, ptrdiff_t x_row, const REAL *w, ptrdif
 
 /* Elements k, k + 1, ... of WIDTH rows, transposed: vector c of the result is element k + c of every row. */
 INLINE void NAME(transpose)(const REAL *const rows[WIDTH], ptrdiff_t k, VEC columns[WIDTH]) {
-    enum { SIDE = 16 / sizeof(REAL) };
-    UNROLL for (int begin = 0; begin < WIDTH; begin += SIDE) {
-        VEC v[2][SIDE];
+    UNROLL for (int begin = 0; begin < WIDTH; begin += SIDE(REAL)) {
+        VEC v[2][SIDE(REAL)];
         const REAL *at[WIDTH];
         int now = 0;
         UNROLL16 for (int r = 0; r < WIDTH; r++) at[r] = rows[r] + k + begin;
-        UNROLL for (int r = 0; r < SIDE; r++) v[0][r] = NAME(pieces)(at + r);
-        UNROLL for (int side = SIDE; side > 1; side /= 2, now = !now)
-            UNROLL for (int r = 0; r < SIDE; r++)
-                v[!now][r] = NAME(zip)(v[now][r / 2], v[now][r / 2 + SIDE / 2], r % 2);
-        UNROLL for (int c = 0; c < SIDE; c++) columns[begin + c] = v[now][c];
+        UNROLL for (int r = 0; r < SIDE(REAL); r++) v[0][r] = NAME(pieces)(at + r);
+        UNROLL for (int side = SIDE(REAL); side > 1; side /= 2, now = !now)
+            UNROLL for (int r = 0; r < SIDE(REAL); r++)
+                v[!now][r] = NAME(zip)(v[now][r / 2], v[now][r / 2 + SIDE(REAL) / 2], r % 2);
+        UNROLL for (int c = 0; c < SIDE(REAL); c++) columns[begin + c] = v[now][c];
     }
 }
 
@@ -209,7 +208,7 @@ static NOINLINE void NAME(transpose_some)(const REAL *from, ptrdiff_t row, int c
    to[k % LANES * lane + k / LANES * step + r]. The last row stands for those past it. */
 INLINE void NAME(pack_panel)(int rows, ptrdiff_t n, const REAL *from, ptrdiff_t row, REAL *to, ptrdiff_t lane,
                              ptrdiff_t step, const int height) {
-    const int over = height < WIDTH ? (WIDTH - 1) / height : 0;
+    const int over = (WIDTH - 1) / height; /* columns that a whole vector reaches into */
 #define PLACE(k) (to + (size_t)(k) % LANES * lane + (size_t)(k) / LANES * step + r)
     for (int r = 0; r < height; r += WIDTH) {
         const int count = NAME(part_of)(height, r), first = r < rows ? r : rows - 1;

@@ -40,13 +40,13 @@ def small(side):
 # k, of outputs, of columns and of the batch; by dots and packed, of few features and of many; long blocks of k; a W
 # that is fetched ahead; blocks of outputs side by side, for a few columns of a few rows.
 LARGE = [
-    *product((1, 3, 7), (513, 1025, 2049, 4097), (9, 385)),
+    *product((1, 3, 7), (513, 1025, 2049, 4097), (9, 257)),
     *product((17, 33, 257), (39, 513, 1025), (49, 65)),
     *product((65, 257), (129, 257), (61, 97)),
     *product((1, 5, 33), (2**14 + 1, 2**15 + 1), (3,)),
     (33, 2**14 + 1, 129),
     (1, 2049, 2060),
-    *product((1, 3), (2, 13), (385, 770)),
+    *product((1, 3), (2, 13), (513, 769)),
 ]
 
 

@@ -95,7 +95,7 @@ FAR = [
 MULTIPLY_ADDS = 1 << 21
 ELEMENTS = 1 << 18  # of each matrix
 STACK = 1 << 20  # elements that all threads write together
-EDGES = [255, 256, 257, 383, 384, 385, 511, 512, 513, 767, 768, 769, 1023, 1024, 1025, 2047, 2048, 2049, 4095, 4096]
+EDGES = [255, 256, 257, 511, 512, 513, 767, 768, 769, 1023, 1024, 1025, 2047, 2048, 2049, 4095, 4096]
 EDGES += [4097, 8191, 8192, 8193, 16383, 16384, 16385, 32767, 32768, 32769, 65537]
 """Sizes on both sides of the blocks that the documents name, and of powers of two."""
 GRAINS = [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64]
