@@ -24,7 +24,8 @@ from fastlinear import _dispatch
 
 MOST_WORK = 2e8
 """Multiply-adds: larger points are like others, and take the time of a hundred."""
-VECTOR_BYTES = {"avx512": 64, "avx2": 32, "baseline": 16}
+PANEL_BYTES = {"avx512": 128, "avx2": 96, "baseline": 32}
+"""The width of a panel: PANEL_VECTORS in fastlinear/_tile.h."""
 
 
 def timed(call: Any, seconds: float = 3e-4) -> float:
@@ -57,7 +58,7 @@ def measure(kernels: Any, dtype: Any, rng: np.random.Generator) -> list[float] |
 
 def terms(batch: Any, in_features: Any, outs: Any, dtype: Any, isa: str) -> Any:
     """What dots cost more and packed costs less than that, for each multiply-add: a row for each constant."""
-    panel = 2 * VECTOR_BYTES[isa] // dtype.itemsize  # PANEL_VECTORS in fastlinear/_tile.h
+    panel = PANEL_BYTES[isa] // dtype.itemsize
     empty = np.ceil(outs / panel) * panel - outs
     return np.array([np.ones_like(batch), 32 / dtype.itemsize / in_features, -1 / batch, -empty / outs])
 

@@ -112,9 +112,12 @@ cdef enum:
     GRAIN = 16             # threads: columns come in so many, 64 bytes of float32
     L1_BYTES = 24576       # forward: panels of W that stay in L1, if they are short enough for so many: from L2 they
     PANELS_IN_L1 = 4       # cost up to 45 % more. With fewer, rows of the output would be written in too short pieces
+    L2_BYTES = 9 << 15     # then: two of AVX-512's longest, with what lies between lanes
     ENOUGH_CHAINS = 12     # grad_input: with more vectors of sums than that, none waits for itself
     NARROW_ROWS = 8        # forward: up to so many features for each row, up to NARROW, W is transposed into registers,
     NARROW_OUTPUTS = 16    # if there are so many numbers to compute. bench/fit.py does not fit these
+    NARROW_BATCH = 48      # forward: rows that pass them. Each is written on a page of its own, and of more than 64 the
+                           # processor forgets the first: that took up to 2.3 times as long
     COPIED_BATCH = 4       # forward, grad_input: for fewer rows than that no copy pays, and to weigh it up costs 15 ns
     LONG_ROWS = 64         # forward: rows of x and outputs that go through all long blocks of k together
     LONG_OUTS = 256
@@ -187,10 +190,10 @@ cdef void product(bint running, real a_scale, const real* a, Py_ssize_t a_row, P
     # Lower and wider tiles where the tallest would leave a last vector by itself, whose few sums wait for each other.
     if 1 < vectors < 2 * AXPY_COLS[LOWER_ROWS] and vectors % AXPY_COLS[MOST_ROWS] == 1:
         tallest = LOWER_ROWS
+    high = 1 if k < FOLDED and cols * size >= FOLDED_BYTES else even_piece(rows, tallest)
     while k0 < k:
         n = min(k_block, k - k0)
         mode = AXPY_CONTINUE if running else AXPY_ADD if k0 else AXPY_START
-        high = 1 if k < FOLDED and cols * size >= FOLDED_BYTES else even_piece(rows, tallest)
         wide = AXPY_COLS[high] * (VECTOR_BYTES // size)
         pack_a = a_scale != 1 or (
             a_row == 1 and rows > 1 and (cols > PACKED_COLS * wide or n * a_k * size > SPREAD_BYTES))
@@ -228,7 +231,8 @@ cdef void product(bint running, real a_scale, const real* a, Py_ssize_t a_row, P
 cdef void tiles(const real* a, Py_ssize_t a_row, Py_ssize_t a_k, int high, const real* b, Py_ssize_t b_k,
                 Py_ssize_t wide, real* y, Py_ssize_t y_row, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t n,
                 axpy_mode mode) noexcept nogil:
-    """The tiles of a run of panels of b, each `wide`, one row of tiles under another. a_row, b_k are 0: packed."""
+    """The tiles of a run of panels of b, each `wide`, one row of tiles under another. a_row, b_k are 0: packed. A b
+    that is not packed is one panel."""
     cdef Py_ssize_t r = 0, c, some, across
     cdef int tall
     while r < rows:
@@ -238,7 +242,7 @@ cdef void tiles(const real* a, Py_ssize_t a_row, Py_ssize_t a_k, int high, const
         while c < width:
             some = min(wide, width - c)
             axpy(tall, some, n, a + r * (a_row if a_row else n), a_row if a_row else 1, a_k if a_row else tall,
-                 b + c * (1 if b_k else n), b_k if b_k else some, y + r * y_row + c, y_row,
+                 b + c * n, b_k if b_k else some, y + r * y_row + c, y_row,
                  across if width - c > across else tall * y_row, mode)
             c += wide
         r += tall
@@ -280,7 +284,7 @@ cdef void forward_packed(const real* x, const real* weight, const real* bias, re
     cdef Py_ssize_t size = sizeof(real), wide = PANEL_VECTORS * (VECTOR_BYTES // size), k0 = 0, k, o, o0, o1, b, panel
     cdef Py_ssize_t most
     cdef int high = even_piece(batch, LANES_ROWS)
-    cdef real* packed = <real*> (scratch + PANEL_AT)
+    cdef real* packed = <real*> (scratch + A_AT)
     cdef Ending end
     end.row = out_row
     while k0 < in_features:
@@ -289,7 +293,7 @@ cdef void forward_packed(const real* x, const real* weight, const real* bias, re
         panel = LANE_BYTES // size * lane_stride(x, k)
         most = L1_BYTES // (panel * size)
         if most < PANELS_IN_L1:
-            most = PANEL_BYTES // (panel * size)
+            most = L2_BYTES // (panel * size)
         o0 = 0
         while o0 < outs:
             o1 = min(o0 + most * wide, outs)
@@ -314,9 +318,13 @@ cdef void forward_packed(const real* x, const real* weight, const real* bias, re
 cdef void forward_narrow(const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
                          Py_ssize_t in_features, Py_ssize_t outs, Py_ssize_t out_row) noexcept nogil:
     """Few features: a vector of outputs at a time, with all of their W in registers, if there are enough."""
+    cdef Py_ssize_t b = 0
     cdef Ending end
-    end.y, end.row, end.bias, end.first = out, out_row, bias, True
-    narrow(in_features, outs, batch, x, weight, &end)
+    end.row, end.bias, end.first = out_row, bias, True
+    while b < batch:
+        end.y = out + b * out_row
+        narrow(in_features, outs, min(NARROW_BATCH, batch - b), x + b * in_features, weight, &end)
+        b += NARROW_BATCH
 
 
 cdef enum Way:
@@ -334,8 +342,8 @@ cdef Way cheapest_way(Py_ssize_t batch, Py_ssize_t in_features, Py_ssize_t outs,
         return NARROW_W
     if batch < COPIED_BATCH:
         return DOTS
-    return PACKED_W if (0.012 + 0.58 * lanes / in_features
-                        > 1. / batch + 0.13 * (pieces(outs, wide) * wide - outs) / outs) else DOTS
+    return PACKED_W if (0.0175 + 0.58 * lanes / in_features
+                        > 1. / batch + 0.08 * (pieces(outs, wide) * wide - outs) / outs) else DOTS
 
 
 cdef void forward_block(Way way, const real* x, const real* weight, const real* bias, real* out, Py_ssize_t batch,
@@ -659,8 +667,10 @@ cdef void update_part(const real* x, const real* grad_output, real lr, real* wei
                       Py_ssize_t i_begin, Py_ssize_t i_end, Py_ssize_t in_features, Py_ssize_t out_features,
                       char* scratch) noexcept nogil:
     cdef Py_ssize_t ins = i_end - i_begin
-    if (out != NULL and 0 < batch <= MOST_ROWS and out_features and in_features > 1
-            and (not is_thin(ins, x) or grad_input_way(batch, ins, in_features, out_features, x) == STREAM)):
+    # In a thin layer, the steps of more rows than one are too small a piece at a time: apart is up to a fifth faster.
+    cdef bint together = not is_thin(ins, x) or (
+        batch == 1 and grad_input_way(batch, ins, in_features, out_features, x) == STREAM)
+    if out != NULL and 0 < batch <= MOST_ROWS and out_features and in_features > 1 and together:
         stream(x, grad_output, -lr, weight, out, batch, i_begin, i_end, in_features, out_features, scratch)
     else:
         if out != NULL:

@@ -40,32 +40,38 @@
    for the vector's eight streams gained nothing from L2 or L3 and cost a tenth from memory; the next rows, into L2, are
    another matter (`ahead`).
 
-   A lanes_tile is LANES_ROWS by two vectors, and goes along k once for each lane. On AVX2, in parts of the multiply-add
-   peak at k = 30, 100, 1024: 0.72, 0.91, 0.86. Slower were 3x2, 2x2, 5x2, 6x2 tiles, 4x3 (0.60, 0.86, 0.91), two lanes at
-   once, a prefetch of the panel or of the next rows of x, which pushes out what L1 holds, and shorter blocks of k. A loop
-   over the lanes that is not unrolled costs a tenth at short k, two steps at a time up to a quarter of float32. On AVX-512,
-   when a sum had 16 lanes, 2x3, 3x4 and 6x4 vectors were slower than six rows (80, 87, 98 against 110 GFLOP/s).
+   A lanes_tile is LANES_ROWS by PANEL_VECTORS, and goes along k once for each lane. On AVX2 4x3 reaches 0.60, 0.86, 0.91 of
+   the multiply-add peak at k = 30, 100, 1024, and 4x2 0.72, 0.91, 0.86. But where the core's other thread is busy, what
+   counts is instructions for each multiply-add, and 4x3 gains 7 to 18 % from k = 100 on and loses up to 12 % below, where
+   the others are far behind. Slower were 3x2, 2x2, 5x2 and 6x2 tiles, two lanes at once, a prefetch of the panel or of
+   the next rows of x, which pushes out what L1 holds, and shorter blocks of k. A loop over the lanes that is not unrolled
+   costs a tenth at short k, two steps at a time up to a quarter of float32. On AVX-512, when a sum had 16 lanes, 2x3, 3x4
+   and 6x4 vectors were slower than six rows (80, 87, 98 against 110 GFLOP/s).
    Stores are what a short k waits for: 32 bytes cost Zen 3 a cycle of both its multiply-add units. So no more sums go to
    memory than one for each level of the tree in which lanes meet. Packing x as well, in panels that lanes of the batch
    share, was no faster at any shape once this was so.
 
    LOWER_ROWS, with more columns, are for 3 or 5 vectors on AVX2, where the tallest tiles would leave one by itself: up to
-   half faster. */
-enum { MOST_ROWS = 6, LOWER_ROWS = 4, MOST_COLS = 8, NARROW = 16, FAR_STEPS = 64, PANELS = 8, PANEL_VECTORS = 2 };
+   half faster. (5 and 9 on AVX-512, where nobody has timed it.) */
+enum { MOST_ROWS = 6, LOWER_ROWS = 4, MOST_COLS = 8, NARROW = 16, FAR_STEPS = 64, PANELS = 8 };
 enum { THIN_OUTS = 128 }; /* of a thin_tile at a time */
 #if VECTOR_REGISTERS == 32
-enum { DOT_ROWS = 6, UPDATE_ROWS = 6, LANES_ROWS = 6 };
+enum { DOT_ROWS = 6, UPDATE_ROWS = 6, LANES_ROWS = 6, PANEL_VECTORS = 2 };
 static const int DOT_COLS[MOST_ROWS + 1] = {0, 8, 8, 8, 6, 5, 4};
 static const int AXPY_COLS[MOST_ROWS + 1] = {0, 8, 8, 6, 5, 4, 4};
 #else
-enum { DOT_ROWS = 3, UPDATE_ROWS = 4, LANES_ROWS = 4 };
+enum { DOT_ROWS = 3, UPDATE_ROWS = 4, LANES_ROWS = 4, PANEL_VECTORS = HAS_FMA ? 3 : 2 };
 static const int DOT_COLS[MOST_ROWS + 1] = {0, 8, 6, 4, 0, 0, 0};
 static const int AXPY_COLS[MOST_ROWS + 1] = {0, 8, 4, 3, 3, 2, 2};
 #endif
 #define EACH_COLS(T, r) T(r, 1) T(r, 2) T(r, 3) T(r, 4) T(r, 5) T(r, 6) T(r, 7) T(r, 8)
 #define EACH_SHAPE(T) EACH_COLS(T, 1) EACH_COLS(T, 2) EACH_COLS(T, 3) EACH_COLS(T, 4) EACH_COLS(T, 5) EACH_COLS(T, 6)
 #define EACH_ROWS(T) T(1) T(2) T(3) T(4) T(5) T(6)
+#if VECTOR_REGISTERS == 16 && HAS_FMA
+#define EACH_PART(T, r) T(r, 1) T(r, 2) T(r, 3)
+#else
 #define EACH_PART(T, r) T(r, 1) T(r, 2)
+#endif
 #define EACH_PANEL(T) EACH_PART(T, 1) EACH_PART(T, 2) EACH_PART(T, 3) EACH_PART(T, 4) EACH_PART(T, 5) EACH_PART(T, 6)
 
 #define EACH_NARROW(T) EACH_COLS(T, k) T(k, 9) T(k, 10) T(k, 11) T(k, 12) T(k, 13) T(k, 14) T(k, 15) T(k, 16)
@@ -119,7 +125,7 @@ EACH_VECTOR(ENDING)
 
 /* The elements side by side in a panel for lanes_tile, and how often the lanes of a sum meet. */
 #define PANEL (PANEL_VECTORS * WIDTH)
-#define LEVELS (sizeof(REAL) == 4 ? 3 : 2)
+#define LEVELS (LANES / 4 + 1) /* of 8 or 4 lanes */
 
 /* ---- forward */
 
@@ -224,8 +230,9 @@ INLINE void NAME(pack_panel)(int rows, ptrdiff_t n, const REAL *from, ptrdiff_t 
             }
         for (; k < n; k += WIDTH) {
             const int wide = n < WIDTH ? (int)n : WIDTH;
+            if (n >= WIDTH && k + WIDTH > n) k = n - WIDTH; /* some of them once more */
             if (n < WIDTH) NAME(transpose_some)(at[0], row, rows - first, wide, columns);
-            else NAME(transpose)(at, k = k + WIDTH <= n ? k : n - WIDTH, columns); /* some of them once more */
+            else NAME(transpose)(at, k, columns);
             for (int j = 0; j < wide; j++) NAME(put)(PLACE(k + j), columns[j], count);
         }
     }
@@ -237,7 +244,7 @@ INLINE ptrdiff_t NAME(lane_stride)(ptrdiff_t n) { return ((size_t)n + LANES - 1)
 static void NAME(pack_lanes)(int rows, ptrdiff_t n, const REAL *from, ptrdiff_t row, REAL *to) {
     NAME(pack_panel)(rows, n, from, row, to, NAME(lane_stride)(n), PANEL, PANEL);
 }
-/* to[k][r] = from[r][k]. */
+/* to[k][r] = from[r][k]: lanes and steps that make up rows of `to`. */
 static void NAME(transpose_rows)(int rows, ptrdiff_t n, const REAL *from, ptrdiff_t row, REAL *to) {
     NAME(pack_panel)(rows, n, from, row, to, rows, LANES * rows, rows);
 }
@@ -371,8 +378,8 @@ INLINE void NAME(axpy_tile)(ptrdiff_t steps, const REAL *a, ptrdiff_t a_row, ptr
 #define EACH_SUM UNROLL for (int r = 0; r < rows; r++) UNROLL for (int c = 0; c < cols; c++)
 
     EACH_SUM acc[r][c] = mode == AXPY_CONTINUE ? NAME(get)(y + r * y_row + AT(c), count) : NAME(zero)();
-    /* The next tile's y, `next` elements from here, comes from afar while this one is busy. With few steps there is no
-       time for that. */
+    /* The next tile's y comes from afar while this one is busy: `next` elements from here, which is right for all but the
+       last of a row of tiles. With few steps there is no time for that. */
     if (steps >= FAR_STEPS)
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int c = 0; c < cols; c += PARTS) PREFETCH(y + r * y_row + c * WIDTH + next);
@@ -448,8 +455,9 @@ INLINE void NAME(thin_tile)(ptrdiff_t outs, ptrdiff_t steps, const REAL *x, ptrd
     for (; outs > 0; outs -= THIN_OUTS, g += THIN_OUTS, y += THIN_OUTS * cols) {
         const ptrdiff_t some = outs < THIN_OUTS ? outs : THIN_OUTS, length = some * cols;
         for (ptrdiff_t s = 0; s < steps; s++) /* each vector covers what the one before it has too much */
-            for (ptrdiff_t o = 0; o < some; o++)
-                NAME(store)(spread + s * stride + o * cols, NAME(mul)(scales, NAME(splat)(g[s * g_row + o])));
+            for (ptrdiff_t o = 0; o < some || o % WIDTH; o++) /* up to whole vectors: the last again, in no other's place */
+                NAME(store)(spread + s * stride + o * cols,
+                            NAME(mul)(scales, NAME(splat)(g[s * g_row + (o < some ? o : some - 1)])));
         for (ptrdiff_t at = 0; at < length; at += cols * WIDTH) {
             VEC acc[MOST_COLS];
 #define COUNT NAME(part_of)(length - at, j * WIDTH)

@@ -72,6 +72,8 @@ FAR = [
     # Few columns, with lanes along the outputs: two blocks of the batch; more outputs than are turned at a time.
     Point("grad_weight", "float32", 300, 7, 100, 5),
     Point("grad_weight", "float32", 40, 7, 2400, 5),
+    # Few features: more rows than pass them at a time.
+    Point("forward", "float64", 101, 5, 30, 1),
     # More rows than are packed at a time, and two blocks of what is summed over.
     Point("forward", "float64", 160, 520, 64, 3),
     Point("grad_input", "float64", 200, 140, 400, 7),
