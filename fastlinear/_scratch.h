@@ -1,6 +1,7 @@
 /* Memory for a call's copies and sums. It is not on the stack, which can be small (OMP_STACKSIZE, musl,
    threading.stack_size). It is the calling thread's own, so that any number of threads can call at once. It is kept for
-   the thread's next call, and freed when the thread ends. */
+   the thread's next call, and freed when the thread ends. A call can come even after that, from what else is done at the
+   end of a thread. It gets memory anew, which is freed in turn. */
 #ifndef FASTLINEAR_SCRATCH_H
 #define FASTLINEAR_SCRATCH_H
 
@@ -28,9 +29,18 @@ struct scratch { char *memory; size_t bytes; };
 static THREAD_LOCAL QUICKLY struct scratch scratch_here;
 
 #if defined(_WIN32)
+#define CALLED_BACK NTAPI
+#else
+#define CALLED_BACK
+#endif
+static void CALLED_BACK scratch_free(void *memory) {
+    if (scratch_here.memory == memory) scratch_here = (struct scratch){NULL, 0};
+    free(memory);
+}
+
+#if defined(_WIN32)
 static DWORD scratch_key;
 static INIT_ONCE scratch_once = INIT_ONCE_STATIC_INIT;
-static void NTAPI scratch_free(void *memory) { free(memory); }
 static BOOL CALLBACK scratch_make_key(PINIT_ONCE once, void *parameter, void **context) {
     (void)once, (void)parameter, (void)context;
     scratch_key = FlsAlloc(scratch_free);
@@ -44,7 +54,7 @@ static int scratch_is_freed_later(char *memory) {
 static pthread_key_t scratch_key;
 static pthread_once_t scratch_once = PTHREAD_ONCE_INIT;
 static int scratch_has_key;
-static void scratch_make_key(void) { scratch_has_key = pthread_key_create(&scratch_key, free) == 0; }
+static void scratch_make_key(void) { scratch_has_key = pthread_key_create(&scratch_key, scratch_free) == 0; }
 static int scratch_is_freed_later(char *memory) {
     pthread_once(&scratch_once, scratch_make_key);
     return scratch_has_key && pthread_setspecific(scratch_key, memory) == 0;

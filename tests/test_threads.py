@@ -10,7 +10,7 @@ import pytest
 import fastlinear
 from fastlinear import Linear, _dispatch, _layer, _threads
 
-from .helpers import assert_same_bits, layer_of, memory_of, python, wild
+from .helpers import COMPILED, assert_same_bits, layer_of, memory_of, python, wild
 
 pytestmark = pytest.mark.thread_unsafe(reason="counts and sets the process's threads")
 
@@ -350,3 +350,43 @@ def test_other_pools_in_turns(others):
         pytest.importorskip("torch", reason="torch is an extra of its own: pip install '.[torch]'")
     run = python(POOLS.replace("OTHERS", others), OMP_NUM_THREADS="4", OPENBLAS_NUM_THREADS="2", timeout=300)
     assert run.stdout == "right\n", run.stderr
+
+
+# Another library can have a destructor of a thread's values that runs Python, as this one does. POSIX gives destructors
+# no order. glibc runs them by the age of their keys, so that of the scratch comes first.
+AT_THE_END = """
+import ctypes, threading, time
+import numpy as np
+from fastlinear import Linear
+
+layer = Linear(20, 30, rng=0)
+x = np.ones((40, 20), np.float32)
+expected, results = layer(x), []
+key, library = ctypes.c_uint(), ctypes.CDLL(None)
+
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+def destructor(value):
+    results.append(np.array_equal(layer(x), expected))
+
+def work():
+    layer(x)
+    library.pthread_setspecific(key, ctypes.c_void_p(1))
+
+assert library.pthread_key_create(ctypes.byref(key), destructor) == 0
+for _ in range(3):
+    before = len(results)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    while len(results) == before:  # join() returns before the destructors run
+        time.sleep(0.001)
+print(results)
+"""
+
+
+@linux
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_call_while_a_thread_ends(name):
+    """A layer that is called in the destructor of a thread's value, after its scratch was freed, gets new scratch."""
+    done = python(AT_THE_END, FASTLINEAR_ISA=name)
+    assert (done.returncode, done.stdout) == (0, "[True, True, True]\n"), done.stderr
