@@ -39,7 +39,8 @@ cdef extern from "_scratch.h" nogil:
 
 cdef extern from "_tile.h" nogil:
     # Macros that choose the tile for the dtype of their pointers, which are float* or double*, not void*.
-    const int DOT_ROWS, MOST_ROWS, LOWER_ROWS, MOST_COLS, UPDATE_ROWS, LANES_ROWS, NARROW, PANELS, PANEL_VECTORS
+    const int DOT_ROWS, FAR_COLS, MOST_ROWS, LOWER_ROWS, MOST_COLS
+    const int UPDATE_ROWS, LANES_ROWS, NARROW, PANELS, PANEL_VECTORS
     const int VECTOR_BYTES, LANE_BYTES
     const int DOT_COLS[]
     const int AXPY_COLS[]
@@ -257,7 +258,7 @@ cdef void forward_dots(const real* x, const real* weight, const real* bias, real
                        bint far) noexcept nogil:
     """A small batch: each few rows of W pass by once, and serve every tile of rows of x while they are in L1."""
     cdef Py_ssize_t k_block = K_BLOCK_BYTES // sizeof(real), k0, k, o, b
-    cdef int rows = even_piece(batch, DOT_ROWS), cols = DOT_COLS[rows]
+    cdef int rows = even_piece(batch, DOT_ROWS), cols = min(DOT_COLS[rows], FAR_COLS if far else MOST_COLS)
     cdef Ending end
     end.row = out_row
     o = 0

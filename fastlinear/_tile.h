@@ -34,7 +34,8 @@
 
 /* The shapes of tiles: a tile with r rows has at most DOT_COLS[r] or AXPY_COLS[r] columns of sums. Fewer rows leave
    registers for more columns, down to the vector (one row), where eight rows of W at once beat four by half from memory:
-   more streams for the prefetcher. An update of eight rows is slower than one of six where in is a power of two: with x
+   more streams for the prefetcher. That was on AVX-512; on AVX2 with a busy neighbour four beat eight by 5 to 60 % from
+   memory, most where rows are a power of two apart, and lose up to a tenth in cache (FAR_COLS). An update of eight rows is slower than one of six where in is a power of two: with x
    and y they are ten lines in an 8-way set of L1. 4x4 axpy tiles are 25 % slower than 6x4 (more loads a multiply-add), and
    so are 12x2 ones where rows are 4 KiB apart, with a copy of either operand or both. Prefetching W 8 to 32 vectors ahead
    for the vector's eight streams gained nothing from L2 or L3 and cost a tenth from memory; the next rows, into L2, are
@@ -56,11 +57,11 @@
 enum { MOST_ROWS = 6, LOWER_ROWS = 4, MOST_COLS = 8, NARROW = 16, FAR_STEPS = 64, PANELS = 8 };
 enum { THIN_OUTS = 128 }; /* of a thin_tile at a time */
 #if VECTOR_REGISTERS == 32
-enum { DOT_ROWS = 6, UPDATE_ROWS = 6, LANES_ROWS = 6, PANEL_VECTORS = 2 };
+enum { DOT_ROWS = 6, FAR_COLS = 8, UPDATE_ROWS = 6, LANES_ROWS = 6, PANEL_VECTORS = 2 };
 static const int DOT_COLS[MOST_ROWS + 1] = {0, 8, 8, 8, 6, 5, 4};
 static const int AXPY_COLS[MOST_ROWS + 1] = {0, 8, 8, 6, 5, 4, 4};
 #else
-enum { DOT_ROWS = 3, UPDATE_ROWS = 4, LANES_ROWS = 4, PANEL_VECTORS = HAS_FMA ? 3 : 2 };
+enum { DOT_ROWS = 3, FAR_COLS = 4, UPDATE_ROWS = 4, LANES_ROWS = 4, PANEL_VECTORS = HAS_FMA ? 3 : 2 };
 static const int DOT_COLS[MOST_ROWS + 1] = {0, 8, 6, 4, 0, 0, 0};
 static const int AXPY_COLS[MOST_ROWS + 1] = {0, 8, 4, 3, 3, 2, 2};
 #endif
